@@ -1,0 +1,5 @@
+"""`python -m inkdrop`."""
+
+from inkdrop.cli import main
+
+main()

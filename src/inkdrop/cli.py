@@ -1,0 +1,237 @@
+"""The command line: thin; each command says what it does and hands over to the house."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inkdrop import __version__
+from inkdrop.errors import Busy, Cancelled, InkdropError
+
+app = typer.Typer(
+    name="inkdrop",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train, sample and evaluate your own diffusion models.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before training on them.")
+app.add_typer(data, name="data")
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SLOT.KNOB=VALUE", help="Change a knob; repeatable.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write; must be new.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A run folder, or a checkpoint in it.")]
+MaxSteps = Annotated[int | None, typer.Option(help="Stop after so many updates in all.")]
+MaxTime = Annotated[float | None, typer.Option(help="Stop after so many seconds.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Sampler = Annotated[str | None, typer.Option(help="Sampler; see: inkdrop list samplers.")]
+GridName = Annotated[str | None, typer.Option("--grid", help="Spacing of levels; see: inkdrop list grids.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Guidance scale: 1 conditional, 0 unconditional, more is stronger.")
+]
+Clip = Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip x0 to the data's range.")]
+Weights = Annotated[str, typer.Option(help="ema (averaged) or raw.")]
+Seed = Annotated[int | None, typer.Option(help="Seed; image i of a seed is the same at any count. Default: the run's.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Allow a checkpoint to import code from outside inkdrop.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"inkdrop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, sample and evaluate your own diffusion models."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report; an older demo in it is replaced.")] = Path("demo"),
+    seconds: Annotated[float, typer.Option(help="Training time of each of the two models, in seconds.")] = 75.0,
+) -> None:
+    """Train, sample and score small digits, and write demo/report.html (under 5 minutes on 2 cores)."""
+    from inkdrop.demo.run import run_demo
+    from inkdrop.screen import Screen
+
+    with Screen() as screen:
+        report = run_demo(out, seconds=seconds, screen=screen)
+    typer.echo(f"report: {report}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (inkdrop list recipes), or a recipe.json.")],
+    data: Annotated[Path | None, typer.Option(help="Your data: a folder, a .zip, or IDX files.")] = None,
+    out: Out = None,
+    settings: Set = None,
+    max_steps: MaxSteps = None,
+    max_time: MaxTime = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print recipe, parameters and memory; train nothing.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a recipe in a new run folder (default: runs/RECIPE)."""
+    from inkdrop.screen import Screen, print_dry_run
+    from inkdrop.train.dry import dry_run as look
+    from inkdrop.train.loop import choose, fit
+
+    made = choose(recipe, data=data, settings=settings or ())
+    if dry_run:
+        return print_dry_run(made, look(made, device))
+    target = out or Path("runs") / Path(recipe).stem
+    with Screen() as screen:
+        fit(
+            made, target, max_steps=max_steps, max_time=max_time, heard=screen.training(seconds=max_time), device=device
+        )
+    typer.echo(f"trained: {target}\nnext:    inkdrop sample {target} -n 16")
+    return None
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    settings: Set = None,
+    max_steps: MaxSteps = None,
+    max_time: MaxTime = None,
+    device: Device = "auto",
+) -> None:
+    """Go on with a run from its newest checkpoint (--set train.steps=... to lengthen it)."""
+    from inkdrop.screen import Screen
+    from inkdrop.train import loop
+
+    with Screen() as screen:
+        heard = screen.training(seconds=max_time)
+        loop.resume(run, settings=settings or (), max_steps=max_steps, max_time=max_time, heard=heard, device=device)
+    typer.echo(f"trained: {run}\nnext:    inkdrop sample {run} -n 16")
+
+
+@app.command()
+def sample(
+    checkpoint: Checkpoint,
+    n: Annotated[int, typer.Option("-n", "--number", help="How many.")] = 16,
+    label: Annotated[
+        list[str] | None, typer.Option("--class", help="Class number or name; repeatable: in turn.")
+    ] = None,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    grid: GridName = None,
+    guidance: Guidance = None,
+    clip: Clip = None,
+    seed: Seed = None,
+    settings: Set = None,
+    weights: Weights = "ema",
+    out: Out = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older sample folder.")] = False,
+    trust: Trust = False,
+    device: Device = "auto",
+) -> None:
+    """Draw samples from a trained model: grid.png, single images and sample.json in a new folder."""
+    from inkdrop import jobs
+    from inkdrop.screen import Screen
+
+    bundle = jobs.open_bundle(checkpoint, weights, trust, device)
+    changes = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
+    bundle = jobs.with_plan(bundle, changes, settings or ())
+    target = out or Path("samples")
+    jobs.refuse_folder(target, overwrite)
+    with Screen() as screen:
+        used = bundle.recipe.train.seed if seed is None else seed
+        x = jobs.draw(bundle, n, used, label, screen)
+    jobs.write_samples(x, target, bundle, used, label, overwrite)
+    typer.echo(f"samples: {target}/grid.png")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Checkpoint,
+    n: Annotated[int, typer.Option("-n", "--number", help="How many samples to score.")] = 1000,
+    data: Annotated[Path | None, typer.Option(help="Where the data are, if they moved since training.")] = None,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    grid: GridName = None,
+    guidance: Guidance = None,
+    clip: Clip = None,
+    seed: Seed = None,
+    settings: Set = None,
+    weights: Weights = "ema",
+    out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    trust: Trust = False,
+    device: Device = "auto",
+) -> None:
+    """Score a model: FID, KID, classes, confidence and copies, with the real data's figures beside them."""
+    from inkdrop import jobs
+    from inkdrop.screen import Screen, print_scores
+
+    bundle = jobs.open_bundle(checkpoint, weights, trust, device)
+    changes = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
+    bundle = jobs.with_plan(bundle, changes, settings or ())
+    used = bundle.recipe.train.seed if seed is None else seed
+    with Screen() as screen:
+        figures = jobs.score_bundle(bundle, n, used, data, screen)
+    print_scores(figures)
+    if out is not None:
+        jobs.write_figures(figures, out)
+
+
+@app.command()
+def show(checkpoint: Checkpoint) -> None:
+    """Say what a run or a checkpoint holds: recipe, data, updates, losses."""
+    from inkdrop.bundle import locate, read_manifest
+    from inkdrop.screen import print_card
+
+    folder = locate(checkpoint)
+    print_card(folder, read_manifest(folder))
+
+
+@app.command("list")
+def list_parts(
+    room: Annotated[str | None, typer.Argument(help="samplers, nets, recipes, ...")] = None,
+    name: Annotated[str | None, typer.Argument(help="One of them, for its knobs.")] = None,
+) -> None:
+    """List the rooms, what a room holds, or the knobs of one thing."""
+    from inkdrop.screen import print_knobs, print_room, print_rooms
+
+    if room is None:
+        print_rooms()
+    elif name is None:
+        print_room(room)
+    else:
+        print_knobs(room, name)
+
+
+@data.command("check")
+def check(path: Annotated[Path, typer.Argument(help="A folder of images, a .zip, or IDX files.")]) -> None:
+    """Read every file: shapes, classes, duplicates, and the ones that cannot be read."""
+    from inkdrop.data.survey import survey
+    from inkdrop.screen import Screen, print_survey
+
+    with Screen() as screen:
+        found = survey(path, on_progress=screen.task("reading"))
+    if not print_survey(found):
+        raise typer.Exit(1)
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the command line; an InkdropError is one line on stderr and exit code 2."""
+    try:
+        return app(args=argv, standalone_mode=True)
+    except (InkdropError, Busy, Cancelled) as error:
+        typer.echo(f"inkdrop: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Cond: what a net is told besides x and its noise level (class, attributes, text, image)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inkdrop.errors import BadArgument, BadShape
+
+__all__ = ["FIELDS", "Cond"]
+
+FIELDS = ("label", "vec", "text", "image")
+
+
+@dataclass(frozen=True, eq=False)
+class Cond:
+    """The conditions of B rows; a field that is None is absent for all of them.
+
+    A row whose condition was dropped (for classifier-free guidance) is marked in `nulls`, never by a special
+    value: the net puts its learned null there.
+
+    Attributes:
+        label: (B,) int64, the class of each row in [0, classes).
+        vec: (B, D) float, continuous attributes.
+        text: (B, L) int64 tokens or (B, L, D) float embeddings.
+        text_mask: (B, L) bool, True where text is real and False where it is padding.
+        image: (B, C', *S) float in [-1, 1].
+        nulls: field name -> (B,) bool, True in rows where that field is null.
+
+    Raises:
+        BadShape: fields of different batch size, or of the wrong dtype or rank.
+    """
+
+    label: Tensor | None = None
+    vec: Tensor | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+    image: Tensor | None = None
+    nulls: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(f) for name in FIELDS if (f := getattr(self, name)) is not None}
+        if len(set(sizes.values())) > 1:
+            raise BadShape(f"cond: fields of different batch size {sizes}; give each one row an image")
+        if self.label is not None and (self.label.ndim != 1 or self.label.dtype != torch.int64):
+            raise BadShape(f"cond label: got {self.label.dtype} {tuple(self.label.shape)}, need int64 (B,)")
+        if self.vec is not None and self.vec.ndim != 2:
+            raise BadShape(f"cond vec: got shape {tuple(self.vec.shape)}, need (B, D)")
+        if self.text is not None and self.text_mask is None:
+            object.__setattr__(self, "text_mask", self.text.new_ones(self.text.shape[:2], dtype=torch.bool))
+        for name in self.nulls:
+            if name not in self.present:
+                raise BadArgument(f"cond nulls: got {name!r}, which is absent; present: {', '.join(self.present)}")
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The names of the fields that are given, in the order of FIELDS."""
+        return tuple(name for name in FIELDS if getattr(self, name) is not None)
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.present[0])) if self.present else 0
+
+    def null_rows(self, name: str) -> Tensor:
+        """(B,) bool: the rows in which field `name` is null."""
+        f = getattr(self, name)
+        return self.nulls.get(name, torch.zeros(len(f), dtype=torch.bool, device=f.device))
+
+    def null(self, rows: Tensor | None = None, only: Sequence[str] | None = None) -> Cond:
+        """The same with fields set to null.
+
+        Args:
+            rows: (B,) bool, which rows; all by default.
+            only: which fields; all that are present by default (("text",) keeps an image).
+        """
+        names = self.present if only is None else tuple(only)
+        for name in names:
+            if name not in self.present:
+                raise BadArgument(f"cond null: got {name!r}, which is absent; present: {', '.join(self.present)}")
+        nulls = dict(self.nulls)
+        for name in names:
+            was = self.null_rows(name)
+            nulls[name] = torch.ones_like(was) if rows is None else was | rows.to(was.device)
+        return replace(self, nulls=nulls)
+
+    def take(self, rows: Any) -> Cond:
+        """The rows selected by an index, a slice or a tensor of indices."""
+        pick = {n: f[rows] for n in (*FIELDS, "text_mask") if (f := getattr(self, n)) is not None}
+        return Cond(**pick, nulls={n: f[rows] for n, f in self.nulls.items()})
+
+    def to(self, device: torch.device | str) -> Cond:
+        """The same on another device."""
+        move = {n: f.to(device) for n in (*FIELDS, "text_mask") if (f := getattr(self, n)) is not None}
+        return Cond(**move, nulls={n: f.to(device) for n, f in self.nulls.items()})
+
+    @staticmethod
+    def cat(conds: Sequence[Cond]) -> Cond:
+        """Several batches as one; text is padded to the longest.
+
+        Raises:
+            BadArgument: the conditions do not have the same fields.
+        """
+        kinds = {c.present for c in conds}
+        if len(kinds) != 1:
+            raise BadArgument(f"cond cat: got different fields {sorted(kinds)}; ask about them separately")
+        out: dict[str, Any] = {}
+        for name in conds[0].present:
+            parts = [getattr(c, name) for c in conds]
+            if name == "text":
+                longest = max(p.shape[1] for p in parts)
+                parts = [_pad(p, longest) for p in parts]
+                masks = [c.text_mask for c in conds if c.text_mask is not None]
+                out["text_mask"] = torch.cat([_pad(m, longest) for m in masks])
+            out[name] = torch.cat(parts)
+        names = {n for c in conds for n in c.nulls}
+        return Cond(**out, nulls={n: torch.cat([c.null_rows(n) for c in conds]) for n in names})
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    """x of shape (B, L, ...) padded with zeros to (B, length, ...)."""
+    gap = x.new_zeros((x.shape[0], length - x.shape[1], *x.shape[2:]))
+    return torch.cat([x, gap], dim=1)

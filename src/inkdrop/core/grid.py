@@ -1,0 +1,183 @@
+"""Grids: the noise levels that a sampler visits, from noise to clean.
+
+A builder takes (schedule, steps) and returns a Grid of steps + 1 levels: `steps` noisy ones, strictly less and less
+noisy, then the clean level. What a grid prints is what a sampler is asked about. Public functions here are found by
+name.
+
+Below, T is the schedule's number of steps (1,000 where it has no table), n is `steps`, and a "clock" is a table's
+integer timestep, 0..T−1, of time t = (clock + 1)/T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from inkdrop.core.level import Level
+from inkdrop.core.schedule import Schedule
+from inkdrop.errors import BadArgument
+
+__all__ = ["Grid", "karras", "leading", "linspace", "loguniform", "quadratic", "trailing", "uniform"]
+
+
+class Grid(Sequence[Level]):
+    """Noise levels in falling order, and the schedule they came from.
+
+    Args:
+        schedule: gives levels between the entries, through `at`.
+        times: (n,) float64 times, strictly falling.
+
+    Raises:
+        BadArgument: fewer than one level, or times that do not fall.
+    """
+
+    def __init__(self, schedule: Schedule, times: Tensor | Sequence[float]) -> None:
+        times = torch.as_tensor(times, dtype=torch.float64)
+        if times.ndim != 1 or len(times) < 1:
+            raise BadArgument(f"grid: got times of shape {tuple(times.shape)}, need a list of at least one time")
+        if bool((times.diff() >= 0).any()):
+            k = int((times.diff() >= 0).nonzero()[0])
+            raise BadArgument(
+                f"grid: times {k} and {k + 1} do not fall ({float(times[k]):g}, {float(times[k + 1]):g}); "
+                "try fewer steps, or the spacing uniform"
+            )
+        self.schedule, self.times = schedule, times
+        levels = schedule(times)
+        self._levels = [Level(*(f[i] for f in levels)) for i in range(len(times))]
+
+    @overload
+    def __getitem__(self, index: int) -> Level: ...
+    @overload
+    def __getitem__(self, index: slice) -> Grid: ...
+    def __getitem__(self, index: int | slice) -> Level | Grid:
+        """One level, or the segment of the grid that a slice selects."""
+        return Grid(self.schedule, self.times[index]) if isinstance(index, slice) else self._levels[index]
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def at(self, lam: Tensor | float) -> Level:
+        """The schedule's level with log(alpha/sigma) = lam, on the grid or not; 0-dim float64."""
+        return self.schedule(self.schedule.time_of(lam))
+
+    def __repr__(self) -> str:
+        return f"Grid({len(self) - 1} steps: {', '.join(f'{float(t):.4g}' for t in self.times)})"
+
+
+def _check(schedule: Schedule, steps: int) -> int:
+    if steps < 1:
+        raise BadArgument(f"sampler steps: got {steps}, need at least 1")
+    if steps > schedule.steps:
+        raise BadArgument(
+            f"sampler steps: got {steps}, need at most {schedule.steps}, the entries of the schedule; try steps={schedule.steps}"
+        )
+    return schedule.steps
+
+
+def _of_clocks(schedule: Schedule, clocks: Tensor) -> Grid:
+    """The grid of these integer timesteps, then clean."""
+    times = (clocks.double() + 1) / schedule.steps
+    return Grid(schedule, torch.cat([times, times.new_zeros(1)]))
+
+
+def _half_even(x: Tensor) -> Tensor:
+    """Round half to even, as numpy does, after dropping float noise below 1e-9."""
+    return (x * 1e9).round().div(1e9).round()
+
+
+def uniform(schedule: Schedule, steps: int) -> Grid:
+    """Equal steps of t, not rounded: t_i = 1 − i/n, between a table's entries too; the last noisy time is 1/n."""
+    _check(schedule, steps)
+    return Grid(schedule, 1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+
+
+def trailing(schedule: Schedule, steps: int) -> Grid:
+    """Integer timesteps counted back from the end: clock_i = round(T − i·T/n) − 1 (Lin et al. 2024, table 2).
+
+    Starts at pure noise for every n. Rounds half to even.
+    """
+    total = _check(schedule, steps)
+    k = total - torch.arange(steps, dtype=torch.float64) * total / steps
+    return _of_clocks(schedule, _half_even(k) - 1)
+
+
+def leading(schedule: Schedule, steps: int, *, offset: int = 0) -> Grid:
+    """Integer timesteps counted from the start: clock_i = i·⌊T/n⌋ + offset (Song et al. 2021's DDIM).
+
+    Starts *below* pure noise unless T/n is 1: kept for agreement with published numbers; prefer trailing.
+
+    Args:
+        schedule: the schedule of T steps.
+        steps: n in [1, T].
+        offset: added to every timestep (Stable Diffusion uses 1); the last must stay below T.
+    """
+    total = _check(schedule, steps)
+    clocks = torch.arange(steps).flip(0) * (total // steps) + offset
+    if offset < 0 or int(clocks[0]) > total - 1:
+        raise BadArgument(
+            f"leading offset: got {offset}, need 0 to {total - 1 - (steps - 1) * (total // steps)}; try 0"
+        )
+    return _of_clocks(schedule, clocks)
+
+
+def linspace(schedule: Schedule, steps: int) -> Grid:
+    """n integer timesteps equally spaced over [0, T − 1], both ends included, rounded half to even.
+
+    One step is the noisiest timestep, T − 1.
+    """
+    total = _check(schedule, steps)
+    return _of_clocks(schedule, _half_even(torch.linspace(total - 1, 0, steps, dtype=torch.float64)))
+
+
+def quadratic(schedule: Schedule, steps: int) -> Grid:
+    """√t equally spaced from 1 to the least time: small steps near clean (the idea of DDIM's "quad", to the end).
+
+    Song et al. 2021 (their code) square n numbers from 0 to √(0.8·T); here the grid reaches both ends of the schedule.
+    """
+    _check(schedule, steps)
+    times = torch.linspace(1, schedule.least**0.5, steps, dtype=torch.float64) ** 2
+    return Grid(schedule, torch.cat([times, times.new_zeros(1)]))
+
+
+def _lam_ends(schedule: Schedule, spacing: str) -> tuple[float, float]:
+    """lam at t = 1 and at the least time; both finite."""
+    start, end = float(schedule(1.0).lam), float(schedule(schedule.least).lam)
+    if start == -math.inf:
+        raise BadArgument(
+            f"grid {spacing}: its start has no signal (zero terminal SNR), so log-SNR cannot be spaced; try uniform or trailing"
+        )
+    return start, end
+
+
+def _of_lams(schedule: Schedule, lams: Tensor) -> Grid:
+    """The grid of these half log-SNRs, whose first is the level of t = 1, then clean."""
+    times = schedule.time_of(lams)
+    times[0] = 1.0
+    return Grid(schedule, torch.cat([times, times.new_zeros(1)]))
+
+
+def karras(schedule: Schedule, steps: int, *, power: float = 7.0) -> Grid:
+    """rho^{1/power} equally spaced between the schedule's ends, rho = sigma/alpha (Karras et al. 2022, eq. 5).
+
+    Args:
+        schedule: any whose alpha(1) > 0.
+        steps: n in [1, T].
+        power: their ρ, > 0; 7 in the paper; larger puts more steps near clean.
+    """
+    _check(schedule, steps)
+    if not power > 0:
+        raise BadArgument(f"karras power: got {power:g}, need a positive number; try 7")
+    start, end = _lam_ends(schedule, "karras")
+    roots = torch.linspace(math.exp(-start / power), math.exp(-end / power), steps, dtype=torch.float64)
+    return _of_lams(schedule, (-power * roots.log()).clamp(start, end))
+
+
+def loguniform(schedule: Schedule, steps: int) -> Grid:
+    """Half log-SNR equally spaced between the schedule's ends (Lu et al. 2022, DPM-Solver)."""
+    _check(schedule, steps)
+    start, end = _lam_ends(schedule, "loguniform")
+    return _of_lams(schedule, torch.linspace(start, end, steps, dtype=torch.float64))

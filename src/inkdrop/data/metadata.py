@@ -1,0 +1,105 @@
+"""Metadata tables: labels and captions of images, one line a file, in the form of Hugging Face's imagefolder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from inkdrop.data.store import unsafe
+from inkdrop.errors import BadData
+
+__all__ = ["TABLES", "Row", "read_table"]
+
+TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv")
+
+_FILE = ("file_name", "filename", "file", "image", "path")
+_LABEL = ("label", "class", "category")
+_TEXT = ("text", "caption")
+
+
+class Row(NamedTuple):
+    """One line of a table.
+
+    Attributes:
+        where: table and line, for messages.
+        file: the image, relative to the table's folder.
+        label: its class name, or None.
+        text: its caption, or None.
+    """
+
+    where: str
+    file: str
+    label: str | None
+    text: str | None
+
+
+def read_table(data: bytes, name: str) -> list[Row]:
+    """The rows of metadata.jsonl, metadata.csv or labels.csv (UTF-8).
+
+    The columns are file_name (or filename, file, image, path), and label (class, category) or text (caption) or both;
+    other columns are left alone. A label is a string or a whole number.
+
+    Raises:
+        BadData: not such a table, a file named twice, or a name that leads outside; the line is named.
+    """
+    try:
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    lines = _json_lines(content, name) if name.endswith(".jsonl") else _csv_lines(content, name)
+    rows: dict[str, Row] = {}
+    for where, line in lines:
+        row = _row(where, {key.strip().lower(): value for key, value in line.items() if isinstance(key, str)})
+        if row.file in rows:
+            raise BadData(f"{where}: {row.file} is named twice, first in {rows[row.file].where}")
+        rows[row.file] = row
+    return list(rows.values())
+
+
+def _json_lines(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, text in enumerate(content.split("\n"), start=1):
+        if not text.strip():
+            continue
+        where = f"{name} line {number}"
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadData(f"{where}: not JSON ({error})") from error
+        if not isinstance(line, dict):
+            raise BadData(f"{where}: got {type(line).__name__}, need an object with file_name")
+        yield where, line
+
+
+def _csv_lines(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        for line in reader:
+            where = f"{name} line {reader.line_num}"
+            if None in line or None in line.values():
+                raise BadData(f"{where}: not as many cells as the header has columns")
+            yield where, line
+    except csv.Error as error:
+        raise BadData(f"{name} line {reader.line_num}: not CSV ({error})") from error
+
+
+def _row(where: str, line: dict[str, Any]) -> Row:
+    file = _cell(line, _FILE)
+    if not isinstance(file, str) or not file.strip():
+        raise BadData(f"{where}: no file name; need a column file_name (or {', '.join(_FILE[1:])})")
+    reason = unsafe(file)
+    if reason is not None:
+        raise BadData(f"{where}: got {file!r}, {reason}; need a name relative to the table's folder")
+    label, text = _cell(line, _LABEL), _cell(line, _TEXT)
+    if isinstance(label, bool) or not isinstance(label, str | int | None):
+        raise BadData(f"{where}: got the label {label!r}, need a string or a whole number")
+    if not isinstance(text, str | None):
+        raise BadData(f"{where}: got the text {text!r}, need a string")
+    return Row(where, PurePosixPath(file).as_posix(), None if label in (None, "") else str(label), text or None)
+
+
+def _cell(line: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((line[name] for name in names if name in line), None)

@@ -1,0 +1,1 @@
+"""Guidance and clipping: middleware round any sampler, found by name."""

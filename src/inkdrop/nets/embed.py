@@ -1,0 +1,229 @@
+"""Embeddings: how a net is told the time and the class."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inkdrop.core.cond import Cond
+from inkdrop.errors import BadArgument, BadShape
+
+__all__ = ["ClassEmbedding", "Context", "Fourier", "Sinusoid", "Wave", "check_input", "sinusoid"]
+
+Wave: TypeAlias = Literal["sinusoidal", "fourier"]
+
+
+def sinusoid(
+    clock: Tensor, width: int, *, max_period: float = 10_000.0, shift: float = 1.0, cos_first: bool = False
+) -> Tensor:
+    """Sines and cosines of the clock at geometrically spaced frequencies.
+
+    [sin(clock·f_0) … sin(clock·f_{h−1}), cos(clock·f_0) … cos(clock·f_{h−1})], h = width/2,
+    f_i = max_period^{−i/(h − shift)}: from 1 to 1/max_period radians a unit of clock where shift = 1.
+
+    Args:
+        clock: (B,) float, in any unit; computed in its own dtype.
+        width: numbers a row, even, at least 4.
+        max_period: the longest wavelength over 2·pi, in units of the clock, > 1.
+        shift: 1 for DDPM (the last frequency is exactly 1/max_period), 0 for ADM and "Attention is all you need".
+        cos_first: cosines before sines (ADM, DiT).
+
+    Returns:
+        (B, width), in [−1, 1]; with the defaults what DDPM's code and diffusers' `get_timestep_embedding` with
+        `flip_sin_to_cos=False, downscale_freq_shift=1` give.
+
+    Raises:
+        BadArgument: width is odd or below 4.
+
+    Reference: Vaswani et al. 2017, §3.5; Ho et al. 2020, appendix B.
+    """
+    if width < 4 or width % 2:
+        raise BadArgument(f"sinusoid width: got {width}, need an even number of at least 4; try {max(4, width + 1)}")
+    half = width // 2
+    steps = torch.arange(half, dtype=clock.dtype, device=clock.device)
+    angle = clock[:, None] * torch.exp(steps * (-math.log(max_period) / (half - shift)))
+    parts = (angle.cos(), angle.sin()) if cos_first else (angle.sin(), angle.cos())
+    return torch.cat(parts, dim=1)
+
+
+class Sinusoid(nn.Module):
+    """The sinusoidal embedding of DDPM as a layer: (B,) -> (B, width), see `sinusoid`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, clock: Tensor) -> Tensor:
+        """(B,) float -> (B, width) in [−1, 1], in the clock's dtype."""
+        return sinusoid(clock, self.width)
+
+
+class Fourier(nn.Module):
+    """Sines and cosines of the clock at random frequencies, fixed when the net is made and saved with it.
+
+    [sin(2·pi·f_i·clock), cos(2·pi·f_i·clock)] with f_i ~ N(0, scale²).
+
+    Args:
+        width: numbers a row, even, at least 2.
+        scale: the standard deviation of the frequencies, in cycles a unit of clock, > 0; 16 suits a clock of order
+            1 (EDM's quarter log sigma, flow time), not the 0…999 of a DDPM table.
+
+    Raises:
+        BadArgument: width is odd or below 2; scale is not positive.
+
+    Reference: Tancik et al. 2020, eq. 5; Song et al. 2021 (score SDE), appendix C.2.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float = 16.0) -> None:
+        super().__init__()
+        if width < 2 or width % 2:
+            raise BadArgument(f"fourier width: got {width}, need an even number of at least 2; try {width + 1}")
+        if not scale > 0:
+            raise BadArgument(f"fourier scale: got {scale}, need more than 0; try 16")
+        self.register_buffer("frequencies", torch.randn(width // 2) * scale)
+
+    def forward(self, clock: Tensor) -> Tensor:
+        """(B,) float -> (B, width) in [−1, 1], in the clock's dtype."""
+        angle = 2 * math.pi * clock[:, None] * self.frequencies.to(clock.dtype)
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class ClassEmbedding(nn.Module):
+    """A learned vector for each class, and one more for "no class" (the null of classifier-free guidance).
+
+    Rows whose label is null get the null vector whatever their label says; no label value is special. The class
+    vectors start as N(0, 1), the null at their mean, 0.
+
+    Args:
+        classes: how many classes, at least 1.
+        width: numbers a vector.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Embedding(classes, width)
+        self.null = nn.Parameter(torch.zeros(width))
+
+    def forward(self, cond: Cond | None, rows: int) -> Tensor:
+        """The class vectors of a batch.
+
+        Args:
+            cond: whose label (B,) is used; None, or without a label, is null in every row.
+            rows: B.
+
+        Returns:
+            (B, width), in the weights' dtype.
+
+        Raises:
+            BadArgument: a label is outside [0, classes) (looked at on the CPU only, and not while compiling or
+                exporting: on an accelerator the look would wait for the device).
+        """
+        if cond is None or cond.label is None:
+            return self.null.expand(rows, -1)
+        label = cond.label
+        if label.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = label[(label < 0) | (label >= self.classes)]
+            if len(wrong):
+                raise BadArgument(f"cond label: got {int(wrong[0])}, need 0 to {self.classes - 1}")
+        return torch.where(cond.null_rows("label")[:, None], self.null, self.table(label))
+
+
+class Context(nn.Module):
+    """What every block of a net is told: time and class, as one vector a row.
+
+    context = W2·silu(W1·wave(clock) + b1) + b2 + class, the class term only where classes > 0; DDPM's time MLP with
+    ADM's class term.
+
+    Args:
+        width: numbers of the wave embedding, even, at least 4.
+        out: numbers of the context.
+        classes: how many classes; 0 for a net that takes none.
+        embedding: "sinusoidal" for any clock; "fourier" for a clock of order 1.
+        fourier_scale: the standard deviation of the frequencies, in cycles a unit of clock; 16 if None. Only with
+            embedding "fourier".
+
+    Raises:
+        BadArgument: negative classes, an unknown embedding, or a fourier_scale that would have no effect.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        *,
+        classes: int = 0,
+        embedding: Wave = "sinusoidal",
+        fourier_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if classes < 0:
+            raise BadArgument(f"net classes: got {classes}, need 0 (unconditional) or more")
+        if embedding not in ("sinusoidal", "fourier"):
+            raise BadArgument(f"net embedding: got {embedding!r}, need 'sinusoidal' or 'fourier'")
+        if embedding == "sinusoidal" and fourier_scale is not None:
+            raise BadArgument(f"net fourier_scale: got {fourier_scale} with embedding 'sinusoidal'; try 'fourier'")
+        scale = 16.0 if fourier_scale is None else fourier_scale
+        self.wave = Sinusoid(width) if embedding == "sinusoidal" else Fourier(width, scale)
+        self.linear1 = nn.Linear(width, out)
+        self.linear2 = nn.Linear(out, out)
+        self.label = ClassEmbedding(classes, out) if classes else None
+
+    def forward(self, clock: Tensor, cond: Cond | None) -> Tensor:
+        """The context of a batch.
+
+        Args:
+            clock: (B,) float32 or float64.
+            cond: the conditions of the B rows, or None.
+
+        Returns:
+            (B, out), in the weights' dtype.
+
+        Raises:
+            BadArgument: cond carries a field that this net does not take, or a label out of range.
+            BadShape: cond has another number of rows than clock.
+        """
+        self._check(cond, len(clock))
+        hidden = self.linear1(self.wave(clock).to(self.linear1.weight.dtype))
+        context: Tensor = self.linear2(functional.silu(hidden))
+        return context if self.label is None else context + self.label(cond, len(clock))
+
+    def _check(self, cond: Cond | None, rows: int) -> None:
+        if cond is None or not cond.present:
+            return
+        takes = ("label",) if self.label is not None else ()
+        for name in cond.present:
+            if name not in takes:
+                hint = "try classes=n when the net is made" if name == "label" else "try cond without it"
+                raise BadArgument(f"net cond: got {name}, this net takes {', '.join(takes) or 'none'}; {hint}")
+        if len(cond) != rows:
+            raise BadShape(f"net cond: got {len(cond)} rows, need {rows}, one for each row of x")
+
+
+def check_input(x: Tensor, clock: Tensor, shape: tuple[int, ...], *, any_size: bool) -> None:
+    """Refuse a batch that a net made for `shape` cannot take; looks at shapes and dtypes only.
+
+    Args:
+        x: what should be (B, C, *S).
+        clock: what should be (B,) float32 or float64.
+        shape: (C, *S) that the net was made for.
+        any_size: whether S may differ from the net's own.
+
+    Raises:
+        BadShape: x or clock is of another shape, or clock is not float32 or float64.
+    """
+    if x.ndim != len(shape) + 1:
+        raise BadShape(f"net x: got shape {tuple(x.shape)}, need (B, {', '.join(map(str, shape))})")
+    if x.shape[1] != shape[0]:
+        raise BadShape(f"net x: got {x.shape[1]} channels, need {shape[0]}")
+    if not any_size and tuple(x.shape[1:]) != shape:
+        raise BadShape(f"net x: got shape {tuple(x.shape)}, need (B, {', '.join(map(str, shape))})")
+    if clock.shape != x.shape[:1] or clock.dtype not in (torch.float32, torch.float64):
+        got = f"{str(clock.dtype).removeprefix('torch.')} {tuple(clock.shape)}"
+        raise BadShape(f"net clock: got {got}, need float32 or float64 ({x.shape[0]},)")

@@ -1,0 +1,250 @@
+"""Plan: how to sample (sampler, grid, steps, guidance), and the functions that carry it out on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from inkdrop.core.ask import Noise, Sampling, given
+from inkdrop.core.check import check_state
+from inkdrop.core.cond import Cond
+from inkdrop.core.grid import Grid
+from inkdrop.core.noise import Keyed
+from inkdrop.core.schedule import Schedule
+from inkdrop.denoiser import Denoiser
+from inkdrop.drive import Step, drive, watch
+from inkdrop.errors import BadArgument, BadShape, UnknownName
+from inkdrop.find import Part, build, check_knobs, find
+
+__all__ = ["Model", "Plan", "change", "grid_of", "labels_of", "sample", "sampling", "steps"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sample.
+
+    Attributes:
+        sampler: a sampler and its knobs.
+        grid: a spacing of levels and its knobs.
+        steps: the number of steps of the grid, ≥ 1.
+        guide: middleware from the sampler outwards: clip before cfg, so that the guided x0 is clipped.
+    """
+
+    sampler: Part = field(default_factory=lambda: Part("ddim"))
+    grid: Part = field(default_factory=lambda: Part("trailing"))
+    steps: int = 50
+    guide: tuple[Part, ...] = (Part("clip"),)
+
+
+class Model(Protocol):
+    """What can be sampled without further words: a Bundle."""
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    plan: Plan
+
+
+def change(
+    plan: Plan,
+    *,
+    sampler: str | Part | None = None,
+    grid: str | Part | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    clip: bool | None = None,
+) -> Plan:
+    """A plan with some of it changed; what is None stays.
+
+    Args:
+        plan: to start from.
+        sampler: another sampler, with default knobs if only named.
+        grid: another spacing.
+        steps: another number of steps.
+        guidance: the scale w of classifier-free guidance: 1 conditional, 0 unconditional, above 1 stronger.
+        clip: whether x0 is clipped to the data's range.
+    """
+    guide = list(plan.guide)
+    if clip is not None:
+        guide = [p for p in guide if p.name != "clip"]
+        guide = [Part("clip"), *guide] if clip else guide
+    if guidance is not None:
+        guide = [p for p in guide if p.name != "cfg"] + [Part("cfg", {"scale": float(guidance)})]
+    return replace(
+        plan,
+        sampler=Part(sampler) if isinstance(sampler, str) else sampler or plan.sampler,
+        grid=Part(grid) if isinstance(grid, str) else grid or plan.grid,
+        steps=plan.steps if steps is None else steps,
+        guide=tuple(guide),
+    )
+
+
+def grid_of(plan: Plan, schedule: Schedule) -> Grid:
+    """The noise levels that this plan visits on a schedule: the ones printed are the ones used."""
+    grid: Grid = build("grids", plan.grid, schedule, plan.steps)
+    return grid
+
+
+def sampling(plan: Plan, x: Tensor, grid: Sequence[Any], noise: Noise, cond: Cond | None = None) -> Sampling:
+    """The sampler's generator on a grid, with the plan's middleware round it."""
+    sampler = find("samplers", plan.sampler.name)
+    work: Sampling = sampler(x, grid, noise, **check_knobs(plan.sampler.name, sampler, plan.sampler.knobs))
+    work = given(work, cond)
+    for part in plan.guide:
+        work = build("guide", part, work)
+    return work
+
+
+def labels_of(label: int | str | Sequence[int | str] | None, count: int, classes: tuple[str, ...]) -> Tensor | None:
+    """(count,) int64 labels from a class, its name, or one of either for each image; None cycles through all classes.
+
+    Raises:
+        BadArgument: a label to a model without classes, or one outside them.
+        UnknownName: no class of this name.
+        BadShape: not one label an image.
+    """
+    if not classes:
+        if label is not None:
+            raise BadArgument(f"class: got {label!r}, but this model has no classes; leave it out")
+        return None
+    if label is None:
+        return torch.arange(count) % len(classes)
+    each = [label] * count if isinstance(label, (int, str)) else list(label)
+    if len(each) != count:
+        raise BadShape(f"class: got {len(each)} labels for {count} images; give one, or one an image")
+    return torch.tensor([_label(one, classes) for one in each], dtype=torch.int64)
+
+
+def _label(one: int | str, classes: tuple[str, ...]) -> int:
+    if isinstance(one, str):
+        if one in classes:
+            return classes.index(one)
+        if not one.lstrip("-").isdigit():
+            raise UnknownName("class", one, classes)
+    if not 0 <= int(one) < len(classes):
+        raise BadArgument(
+            f"class: got {one}, need a number in [0, {len(classes) - 1}], or a name: {', '.join(classes)}"
+        )
+    return int(one)
+
+
+def _prepare(
+    model: Model | Denoiser,
+    images: Sequence[int],
+    shape: tuple[int, ...] | None,
+    plan: Plan,
+    seed: int,
+    cond: Cond | None,
+) -> tuple[Denoiser, Sampling]:
+    """The denoiser, and the sampling of these images from their own start noise."""
+    denoiser = model if isinstance(model, Denoiser) else model.denoiser
+    shape = shape or (None if isinstance(model, Denoiser) else model.shape)
+    if shape is None:
+        raise BadArgument("sample: a bare denoiser does not know its data; give shape=(channels, height, width)")
+    device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+    noise = Keyed(seed, images)
+    x = denoiser.schedule.start(noise.start((len(images), *shape), device=str(device)))
+    check_state(x, shape)
+    cond = None if cond is None else cond.to(device)
+    return denoiser, sampling(plan, x, grid_of(plan, denoiser.schedule), noise, cond)
+
+
+def _cond_of(model: Model | Denoiser, count: int, label: Any, cond: Cond | None) -> Cond | None:
+    if cond is not None:
+        if label is not None:
+            raise BadArgument("sample: got both label and cond; give one of them")
+        if len(cond) != count:
+            raise BadShape(f"cond: got {len(cond)} rows for {count} images; give one row an image")
+        return cond
+    labels = labels_of(label, count, () if isinstance(model, Denoiser) else model.classes)
+    return None if labels is None else Cond(label=labels)
+
+
+def steps(
+    model: Model | Denoiser,
+    count: int = 16,
+    *,
+    seed: int = 0,
+    label: int | str | Sequence[int | str] | None = None,
+    cond: Cond | None = None,
+    shape: tuple[int, ...] | None = None,
+    plan: Plan | None = None,
+    **changes: Any,
+) -> Iterator[Step]:
+    """Sample one batch, giving a Step (x, x0, level) at each answer of the net and a last one with the result.
+
+    Args:
+        model: a Bundle, or a Denoiser together with `shape`.
+        count: how many images, ≥ 1.
+        seed: image i of seed s starts from the same noise at any count.
+        label: a class or its name, or one for each image; by default the classes in turn.
+        cond: other conditions, one row an image.
+        shape: (C, *S) of one image, where the model does not know it.
+        plan: how to sample; the model's own by default.
+        changes: of the plan: sampler, grid, steps, guidance, clip.
+    """
+    if count < 1:
+        raise BadArgument(f"sample count: got {count}, need at least 1")
+    was_training = _eval(model)
+    plan = change(plan or getattr(model, "plan", Plan(guide=())), **changes)
+    denoiser, work = _prepare(model, range(count), shape, plan, seed, _cond_of(model, count, label, cond))
+    try:
+        yield from watch(work, denoiser)
+    finally:
+        denoiser.train(was_training)
+
+
+def _eval(model: Model | Denoiser) -> bool:
+    """Put the net in evaluation mode; returns whether it was training."""
+    denoiser = model if isinstance(model, Denoiser) else model.denoiser
+    was = denoiser.training
+    denoiser.eval()
+    return was
+
+
+def sample(
+    model: Model | Denoiser,
+    count: int = 16,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    label: int | str | Sequence[int | str] | None = None,
+    cond: Cond | None = None,
+    shape: tuple[int, ...] | None = None,
+    plan: Plan | None = None,
+    batch: int = 256,
+    on_step: Callable[[int, Step], bool | None] | None = None,
+    **changes: Any,
+) -> Tensor:
+    """Samples (count, C, *S), float32, in the range of the data (clipped where the plan says so).
+
+    Args:
+        model: a Bundle, or a Denoiser together with `shape`.
+        count: how many images, ≥ 1.
+        seed: image i of seed s starts from the same noise, whatever the count and the batch.
+        first: index of the first image: images first … first + count − 1 of this seed.
+        label: a class or its name, or one for each image; by default the classes in turn.
+        cond: other conditions, one row an image.
+        shape: (C, *S) of one image, where the model does not know it.
+        plan: how to sample; the model's own by default.
+        batch: images at a time, ≥ 1.
+        on_step: called with (images done before this batch, step); returning True cancels.
+        changes: of the plan: sampler, grid, steps, guidance, clip.
+    """
+    if count < 1 or batch < 1:
+        raise BadArgument(f"sample: got count={count}, batch={batch}, need at least 1 of each")
+    plan = change(plan or getattr(model, "plan", Plan(guide=())), **changes)
+    every, out = _cond_of(model, count, label, cond), []
+    was_training = _eval(model)
+    for start in range(0, count, batch):
+        rows = range(start, min(start + batch, count))
+        part = None if every is None else every.take(slice(rows.start, rows.stop))
+        denoiser, work = _prepare(model, [first + i for i in rows], shape, plan, seed, part)
+        heard = None if on_step is None else (lambda step, done=start: on_step(done, step))
+        out.append(drive(work, denoiser, on_step=heard).cpu())
+    denoiser.train(was_training)
+    return torch.cat(out)

@@ -1,0 +1,251 @@
+"""Recipe: everything that makes a run, as names and knobs; a run can be repeated from its recipe.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from inkdrop.core.check import check_end
+from inkdrop.core.dataset import Data
+from inkdrop.denoiser import Denoiser
+from inkdrop.errors import BadArgument, BadData, InkdropError, UnknownName
+from inkdrop.find import Part, build, check_knobs, find, knobs, parse
+from inkdrop.plan import Plan
+
+__all__ = ["Recipe", "Train", "denoiser_of", "dump", "open_data", "read", "set_knobs"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train.
+
+    Attributes:
+        steps: optimiser updates, ≥ 1.
+        batch: samples an update, ≥ 1.
+        lr: AdamW's peak learning rate, > 0.
+        warmup: updates of linear rise to lr.
+        decay: "cosine" falls from lr to lr·final over the run; "constant" stays.
+        final: the share of lr that is left at the end of cosine decay, in [0, 1].
+        weight_decay: AdamW's, ≥ 0.
+        betas: AdamW's.
+        clip_grad: the greatest norm of the gradient, > 0.
+        ema: the decay of the weights' moving average, in [0, 1); warmed up as (1 + n)/(10 + n).
+        null_rate: the share of rows whose condition is dropped, for classifier-free guidance, in [0, 1).
+        seed: of initial weights, data order and noise.
+        log_every: updates between lines of stats.jsonl.
+        preview_every: updates between sample grids and held-out losses.
+        save_every: updates between checkpoints.
+        keep: how many of the newest checkpoints stay.
+    """
+
+    steps: int = 10_000
+    batch: int = 128
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: str = "cosine"
+    final: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_grad: float = 1.0
+    ema: float = 0.999
+    null_rate: float = 0.1
+    seed: int = 0
+    log_every: int = 10
+    preview_every: int = 500
+    save_every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        at_least_1 = ("steps", "batch", "log_every", "preview_every", "save_every", "keep")
+        for name in at_least_1:
+            if getattr(self, name) < 1:
+                raise BadArgument(f"train.{name}: got {getattr(self, name)}, need at least 1")
+        for name, low, high in (("ema", 0, 1), ("null_rate", 0, 1), ("final", 0, 1 + 1e-9)):
+            if not low <= getattr(self, name) < high:
+                raise BadArgument(f"train.{name}: got {getattr(self, name):g}, need a number in [0, 1)")
+        if not (self.lr > 0 and self.clip_grad > 0 and self.weight_decay >= 0 and self.warmup >= 0):
+            raise BadArgument("train: need lr > 0, clip_grad > 0, weight_decay >= 0 and warmup >= 0")
+        if self.decay not in ("cosine", "constant"):
+            raise BadArgument(f"train.decay: got {self.decay!r}, need cosine or constant")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run as (name, knobs) pairs, each found in its room.
+
+    Attributes:
+        data: the data set.
+        net: the network.
+        schedule: the noise levels.
+        target: what the net predicts.
+        clock: what it is told about time.
+        scale: the factor on its input.
+        loss: what is minimised.
+        train: how.
+        plan: how to sample what was trained.
+    """
+
+    data: Part
+    net: Part
+    schedule: Part = field(default_factory=lambda: Part("cosine"))
+    target: Part = field(default_factory=lambda: Part("v"))
+    clock: Part = field(default_factory=lambda: Part("table"))
+    scale: Part = field(default_factory=lambda: Part("unit"))
+    loss: Part = field(default_factory=lambda: Part("simple"))
+    train: Train = field(default_factory=Train)
+    plan: Plan = field(default_factory=Plan)
+
+
+SLOTS = {
+    "data": "data",
+    "net": "nets",
+    "schedule": "schedules",
+    "target": "targets",
+    "clock": "clocks",
+    "scale": "scales",
+    "loss": "losses",
+    "sampler": "samplers",
+    "grid": "grids",
+}
+"""The parts of a recipe that --set can name, and the rooms they come from."""
+
+
+def set_knobs(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """A recipe changed by "slot=name", "slot.knob=value", "train.field=value" or "plan.steps=value".
+
+    Slots are those of SLOTS, and the names of middleware (cfg.scale=2). A new name drops the old one's knobs.
+
+    Raises:
+        UnknownName: no such slot, part or knob.
+        BadArgument: not of the form slot.knob=value, or a value that does not fit.
+    """
+    for text in settings:
+        path, sign, value = text.partition("=")
+        slot, _, knob = path.strip().partition(".")
+        if not sign or not slot:
+            raise BadArgument(f"--set: got {text!r}, need slot.knob=value, as in sampler.eta=0.5, or slot=name")
+        recipe = _set(recipe, slot, knob, parse(value.strip()))
+    return recipe
+
+
+def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
+    if slot in ("train", "plan"):
+        old = getattr(recipe, slot)
+        allowed = [f.name for f in fields(old)] if slot == "train" else ["steps"]
+        if knob not in allowed:
+            raise UnknownName(f"{slot} knob", knob, allowed)
+        return replace(recipe, **{slot: _valid(type(old), {**_plain(old), knob: value}, slot)})
+    if slot not in SLOTS and any(p.name == slot for p in recipe.plan.guide):
+        guide = tuple(_knob("guide", p, knob, value) if p.name == slot else p for p in recipe.plan.guide)
+        return replace(recipe, plan=replace(recipe.plan, guide=guide))
+    if slot not in SLOTS:
+        raise UnknownName("--set slot", slot, [*SLOTS, "train", "plan", *(p.name for p in recipe.plan.guide)])
+    holder = recipe.plan if slot in ("sampler", "grid") else recipe
+    old_part: Part = getattr(holder, slot)
+    new = _knob(SLOTS[slot], old_part, knob, value)
+    changed = replace(holder, **{slot: new})
+    return changed if isinstance(changed, Recipe) else replace(recipe, plan=changed)
+
+
+def _knob(room: str, part: Part, knob: str, value: Any) -> Part:
+    """The part with one knob changed, or another part if no knob is named; both checked at once."""
+    if not knob:
+        find(room, str(value))
+        return Part(str(value))
+    function = find(room, part.name)
+    if knob not in knobs(function):
+        raise UnknownName(f"{part.name} knob", knob, knobs(function))
+    merged = {**part.knobs, knob: value}
+    check_knobs(part.name, function, merged)
+    return Part(part.name, merged)
+
+
+def _plain(thing: Any) -> Any:
+    """Dataclasses as dicts, paths as text: what JSON can hold."""
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
+    if isinstance(thing, dict):
+        return {name: _plain(value) for name, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [_plain(value) for value in thing]
+    return str(thing) if isinstance(thing, Path) else thing
+
+
+def _valid(kind: type, plain: Any, what: str) -> Any:
+    """A dataclass from plain JSON, checked by pydantic; one line on error."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, InkdropError):
+            raise own from None
+        where = ".".join(str(p) for p in first["loc"]) or "it"
+        raise BadArgument(f"{what}: {where}: got {first.get('input')!r} ({first['msg']})") from None
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON."""
+    plain: dict[str, Any] = _plain(recipe)
+    return plain
+
+
+def read(source: Path | dict[str, Any]) -> Recipe:
+    """The recipe of a recipe.json, or of its content.
+
+    Raises:
+        BadData: the file cannot be read or is not JSON.
+        BadArgument: a field is missing, unknown or of the wrong type.
+    """
+    if isinstance(source, Path):
+        try:
+            source = json.loads(source.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadData(f"recipe {source}: cannot be read as JSON ({error})") from None
+    _refuse_unknown(Recipe, source, "recipe")
+    recipe: Recipe = _valid(Recipe, source, "recipe")
+    return recipe
+
+
+def _refuse_unknown(kind: type, plain: Any, what: str) -> None:
+    """Refuse fields that a dataclass does not have: an option that has no effect is an error."""
+    if not isinstance(plain, dict):
+        raise BadArgument(f"{what}: got {type(plain).__name__}, need a JSON object")
+    known = {f.name: f.type for f in fields(kind)}
+    for name, value in plain.items():
+        if name not in known:
+            raise UnknownName(f"{what} field", name, known)
+        inner = {"Part": Part, "Train": Train, "Plan": Plan}.get(str(known[name]))
+        if inner is not None:
+            _refuse_unknown(inner, value, f"{what}.{name}")
+
+
+def open_data(part: Part, split: str) -> Data:
+    """The data set of a recipe: "train" or "test"."""
+    data: Data = build("data", part, split)
+    return data
+
+
+def denoiser_of(recipe: Recipe, shape: tuple[int, ...], classes: int) -> Denoiser:
+    """The recipe's denoiser with fresh weights.
+
+    Args:
+        recipe: names net, schedule, target, clock and scale.
+        shape: (C, *S) of one sample.
+        classes: how many; a net that takes no classes is built without.
+    """
+    schedule = build("schedules", recipe.schedule)
+    check_end(schedule)
+    target = build("targets", recipe.target, schedule)
+    target.check(schedule)
+    net = build("nets", recipe.net, shape, classes=classes)
+    clock, scale = find("clocks", recipe.clock.name), find("scales", recipe.scale.name)
+    own = {"steps": schedule.steps} if "steps" in knobs(clock) else {}
+    clock_knobs = check_knobs(recipe.clock.name, clock, {**own, **recipe.clock.knobs})
+    scale_knobs = check_knobs(recipe.scale.name, scale, recipe.scale.knobs)
+    return Denoiser(net, schedule, target, lambda lv: clock(lv, **clock_knobs), lambda lv: scale(lv, **scale_knobs))

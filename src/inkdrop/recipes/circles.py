@@ -1,0 +1,19 @@
+"""Drawn circles."""
+
+from __future__ import annotations
+
+from inkdrop.find import Part
+from inkdrop.recipe import Recipe, Train
+
+__all__ = ["circles"]
+
+
+def circles() -> Recipe:
+    """Drawn circles, 32×32 grey: the smallest run on images of any size; DDPM's linear table and eps target."""
+    return Recipe(
+        data=Part("circles"),
+        net=Part("unet_tiny"),
+        schedule=Part("linear"),
+        target=Part("eps"),
+        train=Train(steps=1500, batch=64, lr=1e-3, ema=0.995, preview_every=250, save_every=500),
+    )

@@ -1,0 +1,1 @@
+"""Samplers: one generator each, found by name."""

@@ -1,0 +1,51 @@
+"""Heun's second-order method on the probability-flow ODE (Karras et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor
+
+from inkdrop.core.ask import Ask, Noise, Sampling
+from inkdrop.core.level import Level
+from inkdrop.errors import BadArgument
+
+__all__ = ["ORDER", "heun"]
+
+ORDER = 2
+
+
+def heun(x: Tensor, grid: Sequence[Level], noise: Noise, *, space: Literal["u", "rho"] = "u") -> Sampling:
+    """Heun's method (explicit trapezoid) on the probability flow (Karras et al. 2022, algorithm 1).
+
+    In z = x/(alpha + sigma) and u = sigma/(alpha + sigma) the flow is dz/du = eps − x0, finite at both ends, also where
+    alpha = 0. With space="rho" it is z = x/alpha, dz/drho = eps, as in EDM's own sampler.
+    Cost: two asks a step, one for the step into the clean level (2n − 1 in all). Order 2.
+
+    Args:
+        x: (B, C, *S), at grid[0].
+        grid: levels in falling order.
+        noise: not used.
+        space: the variables in which the step is straight.
+    """
+    if space not in ("u", "rho"):
+        raise BadArgument(f"heun space: got {space!r}, need u or rho")
+    if space == "rho" and float(grid[0].alpha) == 0:
+        raise BadArgument("heun space: rho is infinite at the start of this grid (zero terminal SNR); try space=u")
+    for now, nxt in pairwise(grid):
+        belief = yield Ask(x, now)
+        if space == "u":
+            scale, to = now.alpha + now.sigma, nxt.alpha + nxt.sigma
+            h, slope = nxt.sigma / to - now.sigma / scale, belief.eps - belief.x0
+        else:
+            scale, to = now.alpha, nxt.alpha
+            h, slope = nxt.rho - now.rho, belief.eps
+        z = x * (1 / scale)
+        x = to * (z + h * slope)
+        if not nxt.clean:
+            belief = yield Ask(x, nxt)
+            second = belief.eps - belief.x0 if space == "u" else belief.eps
+            x = to * (z + 0.5 * h * (slope + second))
+    return x

@@ -1,0 +1,222 @@
+"""What the terminal shows: progress bars and tables (rich), on stderr and stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from inkdrop.data.survey import Survey
+    from inkdrop.drive import Step
+    from inkdrop.recipe import Recipe
+
+__all__ = [
+    "Screen",
+    "print_card",
+    "print_dry_run",
+    "print_knobs",
+    "print_room",
+    "print_rooms",
+    "print_scores",
+    "print_survey",
+]
+
+Report = Callable[[int, int, str], None]
+"""f(done, total, text): how far a task is."""
+
+
+class Screen:
+    """Progress bars on stderr while it is open; plain lines, one a phase, where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description:<24}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Screen:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """One line above the bars."""
+        self._bars.console.print(text, markup=False)
+
+    def task(self, what: str) -> Report:
+        """A bar for a task; the first report sets its length."""
+        if not self.console.is_terminal:
+            self.say(f"{what} ...")
+        holder: list[TaskID] = []
+
+        def report(done: int, total: int, text: str = "") -> None:
+            if not holder:
+                holder.append(self._bars.add_task(what, total=total, note=""))
+            self._bars.update(holder[0], completed=done, total=total, note=text)
+
+        return report
+
+    def training(self, what: str = "training", seconds: float | None = None) -> Callable[[str, dict[str, Any]], None]:
+        """A listener for the trainer: a bar of updates, or of seconds where time is the limit."""
+        report, began = self.task(what), time.monotonic()
+
+        def heard(kind: str, facts: dict[str, Any]) -> None:
+            if kind == "update":
+                note = f"loss {facts['loss']:.4f}  {facts['samples_per_second']:.0f} samples/s"
+                spent = time.monotonic() - began
+                by_time = seconds is not None and spent / seconds > facts["update"] / facts["last"]
+                done, total = (int(spent), int(seconds or 0)) if by_time else (facts["update"], facts["last"])
+                report(min(done, total), total, note)
+            elif kind == "held_out" and "loss" in facts:
+                bands = " ".join(f"{b:.3f}" for b in facts["bands"])
+                self.say(f"update {facts['update']}: held-out loss {facts['loss']:.4f} (clean to noise: {bands})")
+            elif kind == "preview":
+                self.say(f"update {facts['update']}: preview {facts['path']}")
+            elif kind == "checkpoint":
+                self.say(f"update {facts['update']}: checkpoint {facts['path']}")
+            elif kind == "end":
+                self.say(f"stopped at update {facts['update']}: {facts['why']}")
+
+        return heard
+
+    def sampling(self, count: int, asks: int, what: str = "sampling") -> Callable[[int, Step], None]:
+        """A listener for `sample`: a bar of images' questions; `asks` questions an image."""
+        report = self.task(what)
+
+        def heard(done: int, step: Step) -> None:
+            rows = len(step.x)
+            part = min(1.0, step.index / max(1, asks))
+            report(int(done * asks + part * rows * asks), count * asks, f"{done + int(part * rows)} of {count} samples")
+
+        return heard
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _print(thing: Any) -> None:
+    Console(highlight=False, soft_wrap=isinstance(thing, str)).print(thing, markup=False) if isinstance(
+        thing, str
+    ) else Console(highlight=False).print(thing)
+
+
+def print_rooms() -> None:
+    """The rooms and what each holds."""
+    from inkdrop.find import ROOMS, names
+
+    table = _table("room", "holds")
+    for room in ROOMS:
+        table.add_row(room, ", ".join(names(room)))
+    _print(table)
+    _print("one room: inkdrop list samplers    one thing: inkdrop list samplers ddim")
+
+
+def print_room(room: str) -> None:
+    """What a room holds, a line each."""
+    from inkdrop.find import listing
+
+    table = _table("name", "what it is")
+    for name, entry in listing(room).items():
+        table.add_row(name, entry.summary)
+    _print(table)
+
+
+def print_knobs(room: str, name: str) -> None:
+    """The docstring and the knobs of one thing."""
+    import inspect
+
+    from inkdrop.find import find, knobs
+
+    function = find(room, name)
+    _print(f"{inspect.getdoc(function)}\n")
+    table = _table("knob", "type", "default")
+    known = knobs(function)
+    for knob, param in known.items():
+        default = "needed" if param.default is param.empty else repr(param.default)
+        table.add_row(knob, inspect.formatannotation(param.annotation).replace("typing.", ""), default)
+    _print(table if known else "no knobs")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def print_dry_run(recipe: Recipe, facts: dict[str, Any]) -> None:
+    """The recipe as JSON, then its data, parameters and memory."""
+    import json
+
+    from inkdrop.recipe import dump
+
+    _print(json.dumps(dump(recipe), indent=1))
+    classes = facts["classes"]
+    table = _table("", "")
+    table.add_row("data", facts["data"])
+    table.add_row("samples", f"{facts['samples']:,} to train on, {facts['held_out']:,} held out")
+    table.add_row("shape", " × ".join(map(str, facts["shape"])))
+    table.add_row("classes", f"{len(classes)}: {', '.join(classes)}" if classes else "none")
+    table.add_row("parameters", f"{facts['parameters']:,}")
+    table.add_row(
+        "memory",
+        f"{_size(facts['bytes_fixed'])} weights and optimiser + {_size(facts['bytes_activations'])} activations",
+    )
+    table.add_row("training", f"{recipe.train.steps:,} updates of {recipe.train.batch}: {facts['epochs']:.1f} epochs")
+    _print(table)
+
+
+def print_card(folder: Path, record: dict[str, Any]) -> None:
+    """What a checkpoint holds, for people."""
+    recipe, card = record["recipe"], record.get("card", {})
+    table = _table("", "")
+    table.add_row("checkpoint", str(folder))
+    for key in ("updates", "hours", "parameters", "samples", "data"):
+        value = card.get(key, "not recorded")
+        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+    table.add_row("shape", " × ".join(map(str, record["shape"])))
+    table.add_row("classes", ", ".join(record["classes"]) or "none")
+    for key in ("net", "schedule", "target", "clock", "scale", "loss"):
+        table.add_row(key, _call(recipe[key]))
+    plan = recipe["plan"]
+    guide = ", ".join(_call(p) for p in plan["guide"]) or "none"
+    table.add_row(
+        "sampling", f"{_call(plan['sampler'])}, {plan['steps']} steps of {_call(plan['grid'])}; guidance: {guide}"
+    )
+    _print(table)
+
+
+def _call(part: dict[str, Any]) -> str:
+    return (
+        f"{part['name']}({', '.join(f'{k}={v}' for k, v in part['knobs'].items())})" if part["knobs"] else part["name"]
+    )

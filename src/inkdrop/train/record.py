@@ -1,0 +1,75 @@
+"""What a run writes down about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inkdrop.errors import BadArgument
+
+__all__ = ["describe_run", "write_atomically"]
+
+
+def write_atomically(path: Path, content: Any) -> None:
+    """Write text, or anything else as JSON, so that the file is either the old one or the new one, whole.
+
+    Raises:
+        BadArgument: it cannot be written (disk full, no permission).
+    """
+    text = content if isinstance(content, str) else json.dumps(content, indent=1, allow_nan=False) + "\n"
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise BadArgument(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another place"
+        ) from None
+
+
+def describe_run(seed: int) -> dict[str, Any]:
+    """Versions, hardware, command and seed of this run: what one needs to repeat it."""
+    packages = {name: metadata.version(name) for name in ("inkdrop", "torch", "numpy", "safetensors", "pillow")}
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **packages},
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        },
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The git commit of the working folder, if it is one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
