@@ -116,7 +116,8 @@ def _signature(thing: Any) -> str | None:
 
 
 def _parameter(param: inspect.Parameter) -> str:
-    name = {param.VAR_POSITIONAL: "*", param.VAR_KEYWORD: "**"}.get(param.kind, "") + param.name
+    stars = "*" * (1 if param.kind is param.VAR_POSITIONAL else 2 if param.kind is param.VAR_KEYWORD else 0)
+    name = stars + param.name
     typed = name if param.annotation is param.empty else f"{name}: {_annotation(param.annotation)}"
     if param.default is param.empty:
         return typed

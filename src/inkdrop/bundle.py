@@ -1,7 +1,7 @@
 """Bundle: what a checkpoint folder holds, written atomically and read back whole; safetensors and JSON, never pickles.
 
     step-00001000/
-        bundle.json         recipe, shape, classes, card, and the sha256 of every other file
+        bundle.json         recipe, shape, classes, card, the sha256 of every other file, and its own
         net.safetensors     the averaged (EMA) weights, which are what is sampled
         raw.safetensors     the optimiser's own weights
         state.*             what resuming needs besides (optional)
@@ -31,7 +31,17 @@ from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
 from inkdrop.plan import Plan
 from inkdrop.recipe import Recipe, denoiser_of, dump, read
 
-__all__ = ["Bundle", "checkpoints", "load", "load_weights", "locate", "read_manifest", "save", "write_folder"]
+__all__ = [
+    "Bundle",
+    "checkpoints",
+    "load",
+    "load_weights",
+    "locate",
+    "read_manifest",
+    "remove_folder",
+    "save",
+    "write_folder",
+]
 
 MANIFEST = "bundle.json"
 FORMAT = "inkdrop-bundle-1"
@@ -63,6 +73,11 @@ class Bundle:
     def plan(self) -> Plan:
         """How to sample it unless told otherwise."""
         return self.recipe.plan
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it was trained with dropped conditions, so that it has an unconditional branch."""
+        return self.recipe.train.null_rate > 0
 
     @property
     def schedule(self) -> Schedule:
@@ -102,6 +117,13 @@ def write_folder(path: Path, writers: Mapping[str, Writer]) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that nothing is under its name at once, and a kill on the way leaves only a hidden rest."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    path.rename(part)
+    shutil.rmtree(part)
 
 
 def _reason(error: Exception) -> str:
@@ -171,9 +193,15 @@ def save(
             "card": bundle.card,
             "files": {name: _sha256(target.parent / name) for name in files},
         }
-        _write_json(target, record)
+        _write_json(target, {**record, "sha256": _own_sha256(record)})
 
     write_folder(path, {**files, MANIFEST: manifest})
+
+
+def _own_sha256(record: Mapping[str, Any]) -> str:
+    """The hash of a manifest's content, so that a byte that flipped in it is noticed too."""
+    content = json.dumps({name: value for name, value in record.items() if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _write_json(path: Path, record: Any) -> None:
@@ -207,34 +235,56 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         BadCheckpoint: it is not JSON of this format, or a file is missing or does not have its sha256.
     """
+    manifest = folder / MANIFEST
     try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        record = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{folder / MANIFEST}: cannot be read ({error}); use an older checkpoint") from None
+        raise BadCheckpoint(f"{manifest}: cannot be read ({error}); {_ANOTHER}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise BadCheckpoint(f"{folder / MANIFEST}: is not of the format {FORMAT}")
-    missing = [key for key in ("recipe", "shape", "classes", "files") if key not in record]
-    if missing:
-        raise BadCheckpoint(f"{folder / MANIFEST}: lacks {', '.join(missing)}; use an older checkpoint")
+        raise BadCheckpoint(f"{manifest}: is not of the format {FORMAT}; give a checkpoint that inkdrop wrote")
+    if record.get("sha256") != _own_sha256(record):
+        raise BadCheckpoint(f"{manifest}: is corrupt (its sha256 is not the recorded one); {_ANOTHER}")
+    try:
+        _check_form(record)
+    except InkdropError as error:
+        raise BadCheckpoint(f"{manifest}: {error}") from None
     for name, want in record["files"].items():
         file = folder / Path(name).name
         if not file.is_file():
-            raise BadCheckpoint(f"{file}: is missing; use an older checkpoint, or copy the folder again")
+            raise BadCheckpoint(f"{file}: is missing; {_ANOTHER}, or copy the folder again")
         if _sha256(file) != want:
-            raise BadCheckpoint(f"{file}: is corrupt (its sha256 is not the recorded one); use an older checkpoint")
+            raise BadCheckpoint(f"{file}: is corrupt (its sha256 is not the recorded one); {_ANOTHER}")
     result: dict[str, Any] = record
     return result
 
 
-def _refuse_foreign_code(record: dict[str, Any], folder: Path) -> None:
-    """A checkpoint must not make us import code that its reader did not choose."""
-    recipe = record["recipe"]
-    parts = [*recipe.values(), *recipe.get("plan", {}).get("guide", []), *recipe.get("plan", {}).values()]
-    for part in parts:
-        if isinstance(part, dict) and ":" in str(part.get("name", "")):
-            raise BadCheckpoint(
-                f"{folder}: would import {part['name']}, code outside inkdrop; load it with trust=True (--trust) if you trust it"
-            )
+_ANOTHER = "use another checkpoint (if this one is deleted, its run goes on from the one before)"
+
+
+def _check_form(record: dict[str, Any]) -> None:
+    """Refuse a manifest whose fields are missing or of another form; fills in what its recipe left out."""
+    missing = [key for key in ("recipe", "shape", "classes", "files") if key not in record]
+    if missing:
+        raise BadCheckpoint(f"lacks {', '.join(missing)}")
+    record["recipe"] = dump(read(record["recipe"]))
+    shape, classes, files = record["shape"], record["classes"], record["files"]
+    sizes = isinstance(shape, list) and shape and all(isinstance(n, int) and n >= 1 for n in shape)
+    if not sizes or math.prod(shape) > 2**31:
+        raise BadCheckpoint(f"got shape {shape}, need positive sizes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise BadCheckpoint(f"got classes {classes!r}, need a list of names")
+    if not isinstance(files, dict) or not isinstance(record.get("card", {}), dict):
+        raise BadCheckpoint("files and card must be JSON objects")
+
+
+def _refuse_foreign_code(thing: Any, folder: Path) -> None:
+    """A checkpoint must not make us import code ("my.module:thing") that its reader did not choose, by name or knob."""
+    if isinstance(thing, str) and ":" in thing:
+        raise BadCheckpoint(
+            f"{folder}: would import {thing}, code outside inkdrop; load it with trust=True (--trust) if you trust it"
+        )
+    for inner in thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else ():
+        _refuse_foreign_code(inner, folder)
 
 
 def load(
@@ -254,17 +304,18 @@ def load(
     folder = locate(Path(path))
     record = read_manifest(folder)
     if not trust:
-        _refuse_foreign_code(record, folder)
+        _refuse_foreign_code({**record["recipe"], "data": record["recipe"]["data"]["name"]}, folder)
     name = {"ema": "net.safetensors", "raw": "raw.safetensors"}.get(weights)
     if name is None:
         raise BadArgument(f"weights: got {weights!r}, need ema or raw")
     if name not in record["files"]:
-        raise BadCheckpoint(f"{folder}: has no {weights} weights ({name}); try --weights ema")
-    shape = tuple(int(n) for n in record["shape"])
-    if not shape or min(shape) < 1 or math.prod(shape) > 2**31:
-        raise BadCheckpoint(f"{folder / MANIFEST}: got shape {shape}, need positive sizes")
-    recipe, classes = read(record["recipe"]), tuple(record["classes"])
-    denoiser = denoiser_of(recipe, shape, len(classes))
+        other = "raw" if weights == "ema" else "ema"
+        raise BadCheckpoint(f"{folder}: has no {weights} weights ({name}); try --weights {other}")
+    recipe, shape, classes = read(record["recipe"]), tuple(record["shape"]), tuple(record["classes"])
+    try:
+        denoiser = denoiser_of(recipe, shape, len(classes))
+    except InkdropError as error:
+        raise BadCheckpoint(f"{folder}: cannot be built here: {error}") from None
     load_weights(denoiser.net, folder / name)
     denoiser.to(device).eval()
     return Bundle(recipe, denoiser, shape, classes, record.get("levels"), record.get("card", {}))

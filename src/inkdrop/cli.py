@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -59,14 +60,15 @@ def _root(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report; an older demo in it is replaced.")] = Path("demo"),
-    seconds: Annotated[float, typer.Option(help="Training time of each of the two models, in seconds.")] = 75.0,
+    updates: Annotated[int, typer.Option(help="Updates of each of the two models.")] = 3000,
+    samples: Annotated[int, typer.Option(help="How many DDIM-50 samples to score.")] = 2048,
 ) -> None:
     """Train, sample and score small digits, and write demo/report.html (under 5 minutes on 2 cores)."""
     from inkdrop.demo.run import run_demo
     from inkdrop.screen import Screen
 
     with Screen() as screen:
-        report = run_demo(out, seconds=seconds, screen=screen)
+        report = run_demo(out, updates=updates, samples=samples, screen=screen)
     typer.echo(f"report: {report}")
 
 
@@ -216,21 +218,36 @@ def list_parts(
 def check(path: Annotated[Path, typer.Argument(help="A folder of images, a .zip, or IDX files.")]) -> None:
     """Read every file: shapes, classes, duplicates, and the ones that cannot be read."""
     from inkdrop.data.survey import survey
-    from inkdrop.screen import Screen, print_survey
 
-    with Screen() as screen:
-        found = survey(path, on_progress=screen.task("reading"))
-    if not print_survey(found):
+    found = survey(path)
+    typer.echo(found.text())
+    if not found.command:
         raise typer.Exit(1)
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Run the command line; an InkdropError is one line on stderr and exit code 2."""
+    """Run the command line; an error that the caller can put right is one line on stderr and exit code 2."""
     try:
-        return app(args=argv, standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return app(args=argv, standalone_mode=True)
     except (InkdropError, Busy, Cancelled) as error:
         typer.echo(f"inkdrop: {error}", err=True)
-        sys.exit(2)
+    except OSError as error:  # a full disk, a file without permission
+        typer.echo(f"inkdrop: {error.filename or 'file'}: {error.strerror or error}", err=True)
+    sys.exit(2)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as one line: where in the house it was raised is nothing to its user."""
+    typer.echo(f"inkdrop: warning: {message}", err=True)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inkdrop.core.ask import Ask, Belief, Sampling
+from inkdrop.core.ask import Ask, Belief, Sampling, relay
 from inkdrop.core.cond import Cond
 from inkdrop.core.level import Level
 from inkdrop.errors import BadArgument, Cancelled, Diverged
 
-__all__ = ["Answerer", "Row", "Step", "answer", "drive", "trace", "watch"]
+__all__ = ["Answerer", "Row", "Step", "answer", "drive", "overhear", "trace", "watch"]
 
 Answerer = Callable[[Ask], Belief]
 """Whatever answers questions: a Denoiser, or an oracle."""
@@ -25,13 +25,13 @@ class Step(NamedTuple):
     """What a notebook sees of one question and its answer.
 
     Attributes:
-        index: of the question, from 0.
+        number: of the question, from 0.
         x: the state asked about, (B, C, *S).
         x0: the clean signal expected under it, (B, C, *S); after the last step, the result itself.
         level: the noise level of x; the clean level after the last step.
     """
 
-    index: int
+    number: int
     x: Tensor
     x0: Tensor
     level: Level
@@ -54,6 +54,8 @@ def answer(asks: Sequence[Ask], parts: Mapping[str, Answerer]) -> list[Belief]:
         return [part(first)]
     counts = [len(a.x) for a in asks]
     conds = [a.cond for a in asks if a.cond is not None]
+    if conds and len(conds) < len(asks):
+        raise BadArgument("ask: only some of the stacked questions have a condition; ask about them separately")
     whole = part(
         first._replace(
             x=torch.cat([a.x for a in asks]),
@@ -82,35 +84,62 @@ def _pull_of(whole: Belief, counts: list[int], index: int) -> Callable[[Tensor],
     return part
 
 
-def watch(sampling: Sampling, parts: Answerer | Mapping[str, Answerer]) -> Iterator[Step]:
+def overhear(sampling: Sampling, heard: list[tuple[Ask, Belief]]) -> Sampling:
+    """Note what a sampling asks and is told: put round the sampler itself, inside the guidance that rewrites both."""
+
+    def after(ask: Ask, belief: Belief) -> Belief:
+        heard.append((ask, belief))
+        return belief
+
+    return relay(sampling, lambda ask: ask, after)
+
+
+def watch(
+    sampling: Sampling,
+    parts: Answerer | Mapping[str, Answerer],
+    heard: list[tuple[Ask, Belief]] | None = None,
+) -> Iterator[Step]:
     """Run one sampling, giving a Step for each answer and a last one with the result; leave the loop to cancel.
 
     Args:
         sampling: a sampler's generator, with its middleware round it.
         parts: what answers, by the name in Ask.of; a single denoiser answers "net".
+        heard: what `overhear` fills, to see the sampler's own questions and the guided, clipped answers; without it the
+            outermost are seen, which guidance may have made twice as many rows.
 
     Raises:
         Diverged: the result is not finite.
     """
     by_name = parts if isinstance(parts, Mapping) else {"net": parts}
-    index = 0
+    number = 0
     try:
-        ask = next(sampling)
-        while True:
+        ask, result = _advance(sampling, None)
+        while ask is not None:
             with torch.no_grad():
                 [belief] = answer([ask], by_name)
-            yield Step(index, ask.x, belief.x0, ask.level)
-            index += 1
-            ask = sampling.send(belief)
-    except StopIteration as end:
-        result: Tensor = end.value
+            pair = (ask, belief)
+            ask, result = _advance(sampling, belief)
+            seen = [pair] if heard is None else heard[:]
+            for question, told in seen:
+                yield Step(number, question.x, told.x0, question.level)
+                number += 1
+            if heard is not None:
+                heard.clear()
     finally:
         sampling.close()
-    if not bool(torch.isfinite(result).all()):
+    if result is None or not bool(torch.isfinite(result).all()):
         raise Diverged(
-            f"sampling: the result of {index} questions is not finite; try more steps, less guidance, or clip"
+            f"sampling: the result of {number} questions is not finite; try more steps, less guidance, or clip"
         )
-    yield Step(index, result, result, _CLEAN)
+    yield Step(number, result, result, _CLEAN)
+
+
+def _advance(sampling: Sampling, belief: Belief | None) -> tuple[Ask | None, Tensor | None]:
+    """The next question, or the result."""
+    try:
+        return (next(sampling) if belief is None else sampling.send(belief)), None
+    except StopIteration as end:
+        return None, end.value
 
 
 _CLEAN = Level(*(torch.tensor(f, dtype=torch.float64) for f in (1.0, 0.0, 0.0)))
@@ -121,6 +150,7 @@ def drive(
     parts: Answerer | Mapping[str, Answerer],
     *,
     on_step: Callable[[Step], bool | None] | None = None,
+    heard: list[tuple[Ask, Belief]] | None = None,
 ) -> Tensor:
     """Run one sampling to its end and return the final x.
 
@@ -128,14 +158,15 @@ def drive(
         sampling: a sampler's generator, with its middleware round it.
         parts: what answers, by the name in Ask.of; a single denoiser answers "net".
         on_step: called after each answer and with the result, for progress and previews; returning True cancels.
+        heard: what on_step is shown, as in `watch`.
 
     Raises:
         Cancelled: on_step returned True.
         Diverged: the result is not finite.
     """
-    for step in watch(sampling, parts):
+    for step in watch(sampling, parts, heard):
         if on_step is not None and on_step(step):
-            raise Cancelled(f"sampling: cancelled after {step.index + 1} questions")
+            raise Cancelled(f"sampling: cancelled after {step.number + 1} questions")
     return step.x0
 
 
@@ -176,7 +207,8 @@ class _Sum(dict[str, float]):
                 f"trace: this sampler is not linear in its answers ({function.__name__}); it has no table"
             )
         a, b = args
-        return b * a if isinstance(b, cls) else a * b
+        product: _Sum = b * a if isinstance(b, cls) else a * b
+        return product
 
 
 class Row(NamedTuple):

@@ -102,6 +102,8 @@ def find(room: str, name: str) -> Callable[..., Any]:
     known = listing(room)
     if ":" in name:
         module, _, attribute = name.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            raise BadArgument(f"{room}: got {name!r}, need one of {', '.join(known)}, or my.module:thing")
         try:
             thing = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
@@ -169,7 +171,7 @@ def _accepted(function: Callable[..., Any], house: Mapping[str, Any], given: Map
 
 
 def parse(text: str) -> Any:
-    """A value from the command line: JSON where it is JSON ("0.5", "true", "[1, 2]"), "1,2,2" as a list, else the text."""
+    """A value of the command line: JSON where it is JSON ("0.5", "true", "[1, 2]"), "1,2,2" a list, else text."""
     import json
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from inkdrop import picture
 from inkdrop.bundle import Bundle, load, write_folder
-from inkdrop.drive import trace
-from inkdrop.errors import BadArgument, InkdropError
+from inkdrop.core.ask import Belief
+from inkdrop.drive import Step, watch
+from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
 from inkdrop.plan import change, grid_of, labels_of, sample
 from inkdrop.recipe import dump, open_data, set_knobs
-from inkdrop.train.loop import device_of
 from inkdrop.train.record import write_atomically
+from inkdrop.train.trainer import device_of
 
 if TYPE_CHECKING:
     from inkdrop.screen import Screen
@@ -64,20 +66,19 @@ def with_plan(bundle: Bundle, changes: Mapping[str, Any], settings: Iterable[str
         slot = text.partition("=")[0].partition(".")[0].strip()
         if slot not in (*SAMPLING_SLOTS, *guide):
             raise BadArgument(
-                f"--set: got {text!r}, but a trained model only takes {', '.join((*SAMPLING_SLOTS, *guide))}; retrain to change more"
+                f"--set: got {text!r}, but of a trained model only "
+                f"{', '.join((*SAMPLING_SLOTS, *guide))} can change; train anew to change more"
             )
     return replace(bundle, recipe=set_knobs(recipe, settings))
 
 
 def asks_of(bundle: Bundle) -> int:
-    """How many questions a sample costs with the bundle's plan."""
-    plan = bundle.plan
+    """How many questions a sample costs with the bundle's plan: counted, by running its sampler on nothing."""
+    plan, nothing = bundle.plan, torch.zeros(1, 1)
     sampler = find("samplers", plan.sampler.name)
     knobs = check_knobs(plan.sampler.name, sampler, plan.sampler.knobs)
-    try:
-        return len(trace(sampler, grid_of(plan, bundle.schedule), **knobs)) - 1
-    except (AttributeError, TypeError, InkdropError):  # not linear in its answers: no table, so one ask a step
-        return plan.steps
+    work = sampler(nothing, grid_of(plan, bundle.schedule), lambda x, now, nxt: x, **knobs)
+    return sum(1 for _ in watch(work, lambda ask: Belief(nothing, nothing, nothing))) - 1
 
 
 def each_label(label: Sequence[str] | None, count: int) -> list[str] | None:
@@ -97,9 +98,14 @@ def refuse_folder(path: Path, overwrite: bool) -> None:
     """Refuse to write over something, before any work is done; only an older sample folder may be replaced.
 
     Raises:
-        BadArgument: it exists.
+        BadArgument: it exists, or cannot be made.
     """
     if not path.exists():
+        base = next(place for place in path.absolute().parents if place.exists())
+        if not (base.is_dir() and os.access(base, os.W_OK)):
+            raise BadArgument(
+                f"{path}: cannot be made, as {base} is no folder that can be written; choose another --out"
+            )
         return
     if not overwrite:
         raise BadArgument(f"{path}: exists already; choose another --out, or --overwrite")
@@ -136,9 +142,16 @@ def write_samples(
             files[f"{i:06d}.png"] = lambda p, one=one: picture.image(one).save(p)
     else:
         files["samples.npy"] = lambda p: np.save(p, x.numpy())
-    if path.exists():
-        shutil.rmtree(path)
-    write_folder(path, files)
+    if not path.exists():
+        return write_folder(path, files)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(old)
+    try:
+        write_folder(path, files)
+    except BaseException:
+        old.rename(path)
+        raise
+    return shutil.rmtree(old)
 
 
 def score_bundle(
@@ -167,24 +180,25 @@ def score_bundle(
         raise BadArgument(f"eval: the data have shape {train.shape}, but the model makes {bundle.shape}")
     features = features_for(train, test, on_progress=screen.task("training the judge"))
     labels = labels_of(None, count, bundle.classes)
-    heard = screen.sampling(count, asks_of(bundle))
+    show = screen.sampling(count, asks_of(bundle))
+
+    outside: list[float] = []
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
             label = None if labels is None else labels[rows.start : rows.stop].tolist()
-            yield sample(
-                bundle,
-                len(rows),
-                seed=seed,
-                first=start,
-                label=label,
-                batch=batch,
-                on_step=lambda _, s, d=start: heard(d, s),
-            )
 
-    figures = score(batches(), train, test, features, labels=labels, on_progress=screen.task("scoring"))
+            def heard(_: int, step: Step, done: int = start) -> None:
+                show(done, step)
+
+            x = sample(bundle, len(rows), seed=seed, first=start, label=label, batch=batch, on_step=heard)
+            outside.append(float((x.abs() > 1).float().mean()))
+            yield x.clamp(-1, 1)
+
+    figures = score(batches(), train, test, features, labels=labels, seed=seed, on_progress=screen.task("scoring"))
     how = {
+        "clamped": max(outside),  # the greatest share of values in a batch that left [-1, 1]
         "checkpoint": bundle.card,
         "plan": dump(bundle.recipe)["plan"],
         "seed": seed,

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from inkdrop.core.ask import Noise, Sampling, given
+from inkdrop.core.ask import Ask, Belief, Noise, Sampling, given
 from inkdrop.core.check import check_state
 from inkdrop.core.cond import Cond
 from inkdrop.core.grid import Grid
 from inkdrop.core.noise import Keyed
 from inkdrop.core.schedule import Schedule
 from inkdrop.denoiser import Denoiser
-from inkdrop.drive import Step, drive, watch
+from inkdrop.drive import Step, drive, overhear, watch
 from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.find import Part, build, check_knobs, find
 
@@ -39,14 +41,33 @@ class Plan:
     steps: int = 50
     guide: tuple[Part, ...] = (Part("clip"),)
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise BadArgument(f"sampler steps: got {self.steps}, need at least 1")
+
 
 class Model(Protocol):
     """What can be sampled without further words: a Bundle."""
 
-    denoiser: Denoiser
-    shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    plan: Plan
+    @property
+    def denoiser(self) -> Denoiser:
+        """What answers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S) of one sample."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+
+    @property
+    def plan(self) -> Plan:
+        """How to sample unless told otherwise."""
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it was trained with dropped conditions, so that it has an unconditional branch."""
 
 
 def change(
@@ -66,12 +87,12 @@ def change(
         grid: another spacing.
         steps: another number of steps.
         guidance: the scale w of classifier-free guidance: 1 conditional, 0 unconditional, above 1 stronger.
-        clip: whether x0 is clipped to the data's range.
+        clip: whether x0 is clipped, to the plan's own range if it has one, else to the data's.
     """
     guide = list(plan.guide)
     if clip is not None:
-        guide = [p for p in guide if p.name != "clip"]
-        guide = [Part("clip"), *guide] if clip else guide
+        own = [p for p in guide if p.name == "clip"] or [Part("clip")]
+        guide = (own if clip else []) + [p for p in guide if p.name != "clip"]
     if guidance is not None:
         guide = [p for p in guide if p.name != "cfg"] + [Part("cfg", {"scale": float(guidance)})]
     return replace(
@@ -89,18 +110,29 @@ def grid_of(plan: Plan, schedule: Schedule) -> Grid:
     return grid
 
 
-def sampling(plan: Plan, x: Tensor, grid: Sequence[Any], noise: Noise, cond: Cond | None = None) -> Sampling:
-    """The sampler's generator on a grid, with the plan's middleware round it."""
+def sampling(
+    plan: Plan,
+    x: Tensor,
+    grid: Sequence[Any],
+    noise: Noise,
+    cond: Cond | None = None,
+    heard: list[tuple[Ask, Belief]] | None = None,
+) -> Sampling:
+    """The sampler's generator on a grid, with the plan's middleware round it; `heard` as in `drive.overhear`."""
     sampler = find("samplers", plan.sampler.name)
     work: Sampling = sampler(x, grid, noise, **check_knobs(plan.sampler.name, sampler, plan.sampler.knobs))
-    work = given(work, cond)
+    work = given(work if heard is None else overhear(work, heard), cond)
     for part in plan.guide:
         work = build("guide", part, work)
     return work
 
 
-def labels_of(label: int | str | Sequence[int | str] | None, count: int, classes: tuple[str, ...]) -> Tensor | None:
+def labels_of(
+    label: int | str | Sequence[int | str] | None, count: int, classes: tuple[str, ...], *, first: int = 0
+) -> Tensor | None:
     """(count,) int64 labels from a class, its name, or one of either for each image; None cycles through all classes.
+
+    By default image i, counted from `first`, has label i mod classes: the same at any count.
 
     Raises:
         BadArgument: a label to a model without classes, or one outside them.
@@ -112,7 +144,7 @@ def labels_of(label: int | str | Sequence[int | str] | None, count: int, classes
             raise BadArgument(f"class: got {label!r}, but this model has no classes; leave it out")
         return None
     if label is None:
-        return torch.arange(count) % len(classes)
+        return torch.arange(first, first + count) % len(classes)
     each = [label] * count if isinstance(label, (int, str)) else list(label)
     if len(each) != count:
         raise BadShape(f"class: got {len(each)} labels for {count} images; give one, or one an image")
@@ -123,13 +155,23 @@ def _label(one: int | str, classes: tuple[str, ...]) -> int:
     if isinstance(one, str):
         if one in classes:
             return classes.index(one)
-        if not one.lstrip("-").isdigit():
+        if not re.fullmatch(r"-?[0-9]+", one):
             raise UnknownName("class", one, classes)
+    elif int(one) != one:
+        raise BadArgument(f"class: got {one}, need a whole number, or a name: {', '.join(classes)}")
     if not 0 <= int(one) < len(classes):
         raise BadArgument(
             f"class: got {one}, need a number in [0, {len(classes) - 1}], or a name: {', '.join(classes)}"
         )
     return int(one)
+
+
+class _Job(NamedTuple):
+    """A sampling ready to be driven, who answers it, and where what its sampler hears is noted."""
+
+    work: Sampling
+    denoiser: Denoiser
+    heard: list[tuple[Ask, Belief]]
 
 
 def _prepare(
@@ -139,28 +181,46 @@ def _prepare(
     plan: Plan,
     seed: int,
     cond: Cond | None,
-) -> tuple[Denoiser, Sampling]:
-    """The denoiser, and the sampling of these images from their own start noise."""
+) -> _Job:
+    """The sampling of these images from their own start noise."""
     denoiser = model if isinstance(model, Denoiser) else model.denoiser
     shape = shape or (None if isinstance(model, Denoiser) else model.shape)
     if shape is None:
         raise BadArgument("sample: a bare denoiser does not know its data; give shape=(channels, height, width)")
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     noise = Keyed(seed, images)
+    heard: list[tuple[Ask, Belief]] = []
     x = denoiser.schedule.start(noise.start((len(images), *shape), device=str(device)))
     check_state(x, shape)
     cond = None if cond is None else cond.to(device)
-    return denoiser, sampling(plan, x, grid_of(plan, denoiser.schedule), noise, cond)
+    return _Job(sampling(plan, x, grid_of(plan, denoiser.schedule), noise, cond, heard), denoiser, heard)
 
 
-def _cond_of(model: Model | Denoiser, count: int, label: Any, cond: Cond | None) -> Cond | None:
+def _plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any]) -> Plan:
+    """The plan given, or the model's own, or the plainest, with its changes; guidance only where it can work."""
+    unknown = set(changes) - {"sampler", "grid", "steps", "guidance", "clip"}
+    if unknown:
+        raise UnknownName("sample option", min(unknown), ("sampler", "grid", "steps", "guidance", "clip"))
+    if isinstance(model, Denoiser):
+        return change(plan or Plan(guide=()), **changes)
+    plan = change(plan or model.plan, **changes)
+    scale = next((float(p.knobs.get("scale", 1.0)) for p in plan.guide if p.name == "cfg"), 1.0)
+    if scale != 1 and model.classes and not model.guidable:
+        raise BadArgument(
+            f"guidance: got {scale:g}, but this model was trained without dropped conditions (train.null_rate=0); "
+            "use 1, or train with null_rate=0.1"
+        )
+    return plan
+
+
+def _cond_of(model: Model | Denoiser, count: int, label: Any, cond: Cond | None, first: int = 0) -> Cond | None:
     if cond is not None:
         if label is not None:
             raise BadArgument("sample: got both label and cond; give one of them")
         if len(cond) != count:
             raise BadShape(f"cond: got {len(cond)} rows for {count} images; give one row an image")
         return cond
-    labels = labels_of(label, count, () if isinstance(model, Denoiser) else model.classes)
+    labels = labels_of(label, count, () if isinstance(model, Denoiser) else model.classes, first=first)
     return None if labels is None else Cond(label=labels)
 
 
@@ -175,7 +235,9 @@ def steps(
     plan: Plan | None = None,
     **changes: Any,
 ) -> Iterator[Step]:
-    """Sample one batch, giving a Step (x, x0, level) at each answer of the net and a last one with the result.
+    """Sample one batch, giving a Step (x, x0, level) at each answer and a last one with the result.
+
+    x0 is what the sampler is told: guided and clipped as the plan says.
 
     Args:
         model: a Bundle, or a Denoiser together with `shape`.
@@ -189,21 +251,24 @@ def steps(
     """
     if count < 1:
         raise BadArgument(f"sample count: got {count}, need at least 1")
-    was_training = _eval(model)
-    plan = change(plan or getattr(model, "plan", Plan(guide=())), **changes)
-    denoiser, work = _prepare(model, range(count), shape, plan, seed, _cond_of(model, count, label, cond))
-    try:
-        yield from watch(work, denoiser)
-    finally:
-        denoiser.train(was_training)
+    plan = _plan_of(model, plan, changes)
+    return _watch(_prepare(model, range(count), shape, plan, seed, _cond_of(model, count, label, cond)))
 
 
-def _eval(model: Model | Denoiser) -> bool:
-    """Put the net in evaluation mode; returns whether it was training."""
-    denoiser = model if isinstance(model, Denoiser) else model.denoiser
+def _watch(job: _Job) -> Iterator[Step]:
+    with _evaluating(job.denoiser):
+        yield from watch(*job)
+
+
+@contextmanager
+def _evaluating(denoiser: Denoiser) -> Iterator[None]:
+    """The net in evaluation mode, and back as it was, whatever happens."""
     was = denoiser.training
     denoiser.eval()
-    return was
+    try:
+        yield
+    finally:
+        denoiser.train(was)
 
 
 def sample(
@@ -237,14 +302,13 @@ def sample(
     """
     if count < 1 or batch < 1:
         raise BadArgument(f"sample: got count={count}, batch={batch}, need at least 1 of each")
-    plan = change(plan or getattr(model, "plan", Plan(guide=())), **changes)
-    every, out = _cond_of(model, count, label, cond), []
-    was_training = _eval(model)
+    plan = _plan_of(model, plan, changes)
+    every, out = _cond_of(model, count, label, cond, first), []
     for start in range(0, count, batch):
         rows = range(start, min(start + batch, count))
         part = None if every is None else every.take(slice(rows.start, rows.stop))
-        denoiser, work = _prepare(model, [first + i for i in rows], shape, plan, seed, part)
-        heard = None if on_step is None else (lambda step, done=start: on_step(done, step))
-        out.append(drive(work, denoiser, on_step=heard).cpu())
-    denoiser.train(was_training)
+        job = _prepare(model, [first + i for i in rows], shape, plan, seed, part)
+        tell = None if on_step is None else (lambda step, done=start: on_step(done, step))
+        with _evaluating(job.denoiser):
+            out.append(drive(job.work, job.denoiser, on_step=tell, heard=job.heard).cpu())
     return torch.cat(out)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from inkdrop.core.check import check_end
 from inkdrop.core.dataset import Data
@@ -59,17 +61,23 @@ class Train:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        at_least_1 = ("steps", "batch", "log_every", "preview_every", "save_every", "keep")
-        for name in at_least_1:
-            if getattr(self, name) < 1:
-                raise BadArgument(f"train.{name}: got {getattr(self, name)}, need at least 1")
-        for name, low, high in (("ema", 0, 1), ("null_rate", 0, 1), ("final", 0, 1 + 1e-9)):
-            if not low <= getattr(self, name) < high:
-                raise BadArgument(f"train.{name}: got {getattr(self, name):g}, need a number in [0, 1)")
-        if not (self.lr > 0 and self.clip_grad > 0 and self.weight_decay >= 0 and self.warmup >= 0):
-            raise BadArgument("train: need lr > 0, clip_grad > 0, weight_decay >= 0 and warmup >= 0")
-        if self.decay not in ("cosine", "constant"):
-            raise BadArgument(f"train.decay: got {self.decay!r}, need cosine or constant")
+        for need, (fits, names) in _RULES.items():
+            for name in names:
+                if not fits(got := getattr(self, name)):
+                    raise BadArgument(f"train.{name}: got {got}, need {need}")
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "at least 1": (lambda v: v >= 1, ("steps", "batch", "log_every", "preview_every", "save_every", "keep")),
+    "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay")),
+    "more than 0": (lambda v: v > 0, ("lr", "clip_grad")),
+    "a number in [0, 1)": (lambda v: 0 <= v < 1, ("ema", "null_rate")),
+    "a number in [0, 1]": (lambda v: 0 <= v <= 1, ("final",)),
+    "two numbers in [0, 1)": (lambda v: all(0 <= beta < 1 for beta in v), ("betas",)),
+    "cosine or constant": (lambda v: v in ("cosine", "constant"), ("decay",)),
+    "an integer in [0, 2^63)": (lambda v: 0 <= v < 2**63, ("seed",)),
+}
+"""What the fields of Train must be, and how to test it."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +151,10 @@ def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
         return replace(recipe, plan=replace(recipe.plan, guide=guide))
     if slot not in SLOTS:
         raise UnknownName("--set slot", slot, [*SLOTS, "train", "plan", *(p.name for p in recipe.plan.guide)])
-    holder = recipe.plan if slot in ("sampler", "grid") else recipe
-    old_part: Part = getattr(holder, slot)
-    new = _knob(SLOTS[slot], old_part, knob, value)
-    changed = replace(holder, **{slot: new})
-    return changed if isinstance(changed, Recipe) else replace(recipe, plan=changed)
+    of_plan = slot in ("sampler", "grid")
+    part: Part = getattr(recipe.plan if of_plan else recipe, slot)
+    change: dict[str, Any] = {slot: _knob(SLOTS[slot], part, knob, value)}
+    return replace(recipe, plan=replace(recipe.plan, **change)) if of_plan else replace(recipe, **change)
 
 
 def _knob(room: str, part: Part, knob: str, value: Any) -> Part:
@@ -185,8 +192,11 @@ def _valid(kind: type, plain: Any, what: str) -> Any:
         own = first.get("ctx", {}).get("error")
         if isinstance(own, InkdropError):
             raise own from None
-        where = ".".join(str(p) for p in first["loc"]) or "it"
-        raise BadArgument(f"{what}: {where}: got {first.get('input')!r} ({first['msg']})") from None
+        where = ".".join(str(p) for p in (what, *first["loc"]))
+        if first["type"] == "missing":
+            raise BadArgument(f"{where}: is missing; give it a value") from None
+        got = repr(first.get("input"))
+        raise BadArgument(f"{where}: got {got if len(got) < 80 else f'{got[:80]}…'} ({first['msg']})") from None
 
 
 def dump(recipe: Recipe) -> dict[str, Any]:
@@ -223,11 +233,22 @@ def _refuse_unknown(kind: type, plain: Any, what: str) -> None:
         inner = {"Part": Part, "Train": Train, "Plan": Plan}.get(str(known[name]))
         if inner is not None:
             _refuse_unknown(inner, value, f"{what}.{name}")
+        if name == "guide" and isinstance(value, list):
+            for part in value:
+                _refuse_unknown(Part, part, f"{what}.{name}")
 
 
 def open_data(part: Part, split: str) -> Data:
-    """The data set of a recipe: "train" or "test"."""
-    data: Data = build("data", part, split)
+    """The data set of a recipe: "train" or "test".
+
+    Raises:
+        BadArgument: a function from outside the house that gives something else.
+    """
+    data = build("data", part, split)
+    if not isinstance(data, Data):
+        raise BadArgument(
+            f"data {part.name}: gives a {type(data).__name__}, need a core.dataset.Data; see CONTRIBUTING"
+        )
     return data
 
 
@@ -238,14 +259,26 @@ def denoiser_of(recipe: Recipe, shape: tuple[int, ...], classes: int) -> Denoise
         recipe: names net, schedule, target, clock and scale.
         shape: (C, *S) of one sample.
         classes: how many; a net that takes no classes is built without.
+
+    Raises:
+        BadArgument: parts that do not go together.
     """
+    if (given := recipe.net.knobs.get("classes", classes)) != classes:
+        raise BadArgument(f"{recipe.net.name}.classes: got {given}, but the data have {classes} classes; leave it out")
     schedule = build("schedules", recipe.schedule)
     check_end(schedule)
     target = build("targets", recipe.target, schedule)
     target.check(schedule)
     net = build("nets", recipe.net, shape, classes=classes)
+    if not isinstance(net, torch.nn.Module):
+        raise BadArgument(f"net {recipe.net.name}: gives a {type(net).__name__}, need a torch.nn.Module")
     clock, scale = find("clocks", recipe.clock.name), find("scales", recipe.scale.name)
     own = {"steps": schedule.steps} if "steps" in knobs(clock) else {}
     clock_knobs = check_knobs(recipe.clock.name, clock, {**own, **recipe.clock.knobs})
     scale_knobs = check_knobs(recipe.scale.name, scale, recipe.scale.knobs)
+    if not bool(torch.isfinite(clock(schedule(1.0), **clock_knobs))):
+        raise BadArgument(
+            f"clock {recipe.clock.name}: is infinite at t = 1, where this schedule has no signal (zero terminal SNR); "
+            "try clock table or time"
+        )
     return Denoiser(net, schedule, target, lambda lv: clock(lv, **clock_knobs), lambda lv: scale(lv, **scale_knobs))

@@ -21,7 +21,6 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from inkdrop.data.survey import Survey
     from inkdrop.drive import Step
     from inkdrop.recipe import Recipe
 
@@ -33,7 +32,6 @@ __all__ = [
     "print_room",
     "print_rooms",
     "print_scores",
-    "print_survey",
 ]
 
 Report = Callable[[int, int, str], None]
@@ -66,23 +64,25 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line above the bars."""
-        self._bars.console.print(text, markup=False)
+        self._bars.console.print(text, markup=False, soft_wrap=True)
 
     def task(self, what: str) -> Report:
         """A bar for a task; the first report sets its length."""
-        if not self.console.is_terminal:
-            self.say(f"{what} ...")
         holder: list[TaskID] = []
 
         def report(done: int, total: int, text: str = "") -> None:
+            if not holder and not self.console.is_terminal:
+                self.say(f"{what} ...")
             if not holder:
                 holder.append(self._bars.add_task(what, total=total, note=""))
             self._bars.update(holder[0], completed=done, total=total, note=text)
 
         return report
 
-    def training(self, what: str = "training", seconds: float | None = None) -> Callable[[str, dict[str, Any]], None]:
-        """A listener for the trainer: a bar of updates, or of seconds where time is the limit."""
+    def training(
+        self, what: str = "training", *, seconds: float | None = None, quiet: bool = False
+    ) -> Callable[[str, dict[str, Any]], None]:
+        """A listener for the trainer: a bar of updates, or of seconds where time is the limit; quiet: the bar alone."""
         report, began = self.task(what), time.monotonic()
 
         def heard(kind: str, facts: dict[str, Any]) -> None:
@@ -92,6 +92,8 @@ class Screen:
                 by_time = seconds is not None and spent / seconds > facts["update"] / facts["last"]
                 done, total = (int(spent), int(seconds or 0)) if by_time else (facts["update"], facts["last"])
                 report(min(done, total), total, note)
+            elif quiet:
+                return
             elif kind == "held_out" and "loss" in facts:
                 bands = " ".join(f"{b:.3f}" for b in facts["bands"])
                 self.say(f"update {facts['update']}: held-out loss {facts['loss']:.4f} (clean to noise: {bands})")
@@ -110,7 +112,7 @@ class Screen:
 
         def heard(done: int, step: Step) -> None:
             rows = len(step.x)
-            part = min(1.0, step.index / max(1, asks))
+            part = min(1.0, step.number / max(1, asks))
             report(int(done * asks + part * rows * asks), count * asks, f"{done + int(part * rows)} of {count} samples")
 
         return heard
@@ -124,9 +126,8 @@ def _table(*columns: str) -> Table:
 
 
 def _print(thing: Any) -> None:
-    Console(highlight=False, soft_wrap=isinstance(thing, str)).print(thing, markup=False) if isinstance(
-        thing, str
-    ) else Console(highlight=False).print(thing)
+    """A table, or text in lines of its own; nothing in brackets is markup: tuple[int, ...], a class called [red]."""
+    Console(highlight=False, markup=False).print(thing, soft_wrap=isinstance(thing, str))
 
 
 def print_rooms() -> None:
@@ -194,6 +195,33 @@ def print_dry_run(recipe: Recipe, facts: dict[str, Any]) -> None:
     )
     table.add_row("training", f"{recipe.train.steps:,} updates of {recipe.train.batch}: {facts['epochs']:.1f} epochs")
     _print(table)
+
+
+def print_scores(figures: dict[str, Any]) -> None:
+    """The figures of a model beside those of real data, and what to know about them."""
+    features, near, kid, floor = figures["features"], figures["nearest"], figures["kid"], figures["kid_floor"]
+    table = _table("", f"{figures['n']:,} samples", "real data")
+    table.add_row("FID", f"{figures['fid']:.4g}", f"{figures['fid_floor']:.4g}")
+    table.add_row("KID × 1000", *(f"{1000 * k['mean']:.4g} ± {1000 * k['se']:.2g}" for k in (kid, floor)))
+    if figures["classes"] is not None:
+        for row, key in (
+            (f"sure of a class (p ≥ {figures['classes']['sure_at']})", "sure"),
+            ("as asked, as written", "agree"),
+        ):
+            shares = [figures[side][key] for side in ("classes", "classes_real")]
+            table.add_row(row, *("–" if share is None else f"{share:.1%}" for share in shares))
+        missing = [", ".join(figures[side]["missing"]) or "none" for side in ("classes", "classes_real")]
+        table.add_row("classes missing", *missing)
+    table.add_row("copies of training images", f"{near['rate']:.1%}", f"{near['held_out_rate']:.1%}")
+    _print(table)
+    right = "" if features["accuracy"] is None else f", right on {features['accuracy']:.1%} of held-out images"
+    _print(f"features: {features['name']} {features['hash']}{right}; resize: {figures['resize']}")
+    _print(
+        f"reference: {figures['splits']['test']['n']:,} held-out images; "
+        f"real data: {figures['floor_n']:,} training images"
+    )
+    for warning in figures["warnings"]:
+        _print(f"note: {warning}")
 
 
 def print_card(folder: Path, record: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ for n in (64, 128):
     grid = Grid(schedule, torch.linspace(1, 0.05, n + 1, dtype=torch.float64))
     sd = [math.sqrt((float(level.alpha) * 0.5) ** 2 + float(level.sigma) ** 2) for level in (grid[0], grid[-1])]
     exact = float(grid[-1].alpha) * 0.7 + sd[1] / sd[0] * (x - float(grid[0].alpha) * 0.7)
-    errors.append(float((drive(find("samplers", "midpoint")(x, grid, None), oracle) - exact).abs().mean()))
+    errors.append(float((drive(find("samplers", "ralston")(x, grid, None), oracle) - exact).abs().mean()))
 assert abs(math.log2(errors[0] / errors[1]) - 2) < 0.15, errors
 """
 

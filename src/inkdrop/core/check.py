@@ -42,8 +42,8 @@ def check_end(schedule: Schedule) -> None:
     end = schedule(1.0)
     if float(end.snr) > 0.05:
         warnings.warn(
-            f"schedule: at t = 1 a share alpha/sigma = {float(1 / end.rho):.2g} of the signal is left, so samples will not "
-            "match the data; try more steps, rescale=True, or zero_terminal=True with target v",
+            f"schedule: at t = 1 a share alpha/sigma = {float(1 / end.rho):.2g} of the signal is left, so samples "
+            "will not match the data; try more steps, rescale=True, or zero_terminal=True with target v",
             InkdropWarning,
             stacklevel=2,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -24,19 +26,19 @@ def diffuse(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
 
 
 def step(x: Tensor, eps: Tensor, now: Level, nxt: Level) -> Tensor:
-    """One step of the chain towards noise, from level s = now to t = nxt:
+    """One step of the chain towards noise, from level s = now to t = nxt.
 
     x_t = a·x_s + √(sigma_t² − a²·sigma_s²)·eps with a = alpha_t/alpha_s (Ho et al. 2020, eq. 2, where a = √(1 − beta)).
 
     Raises:
         BadArgument: the next level is less noisy than this one.
     """
-    now, nxt = now.over(x), nxt.over(x)
     keep = nxt.alpha / now.alpha
     var = nxt.sigma**2 - (keep * now.sigma) ** 2
     if bool((var < -1e-12).any()):
         raise BadArgument("forward step: the next level is less noisy than this one; go towards t = 1")
-    return keep * x + var.clamp(min=0).sqrt() * eps
+    factors = now._replace(alpha=keep, sigma=var.clamp(min=0).sqrt()).over(x)  # cast after the subtraction, not before
+    return factors.alpha * x + factors.sigma * eps
 
 
 def chain_agrees(levels: list[Level]) -> tuple[Tensor, Tensor]:
@@ -56,7 +58,7 @@ def chain_agrees(levels: list[Level]) -> tuple[Tensor, Tensor]:
     scale, var = levels[0].alpha, torch.zeros_like(levels[0].alpha)
     zero = torch.zeros(1, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
-    for now, nxt in zip(levels, levels[1:], strict=False):
+    for now, nxt in pairwise(levels):
         factor = step(one, zero, now, nxt)[0]
         fresh = step(zero, one, now, nxt)[0]
         scale, var = factor * scale, factor**2 * var + fresh**2

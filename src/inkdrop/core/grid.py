@@ -73,7 +73,8 @@ def _check(schedule: Schedule, steps: int) -> int:
         raise BadArgument(f"sampler steps: got {steps}, need at least 1")
     if steps > schedule.steps:
         raise BadArgument(
-            f"sampler steps: got {steps}, need at most {schedule.steps}, the entries of the schedule; try steps={schedule.steps}"
+            f"sampler steps: got {steps}, need at most {schedule.steps}, the entries of the schedule; "
+            f"try {schedule.steps}"
         )
     return schedule.steps
 
@@ -148,7 +149,8 @@ def _lam_ends(schedule: Schedule, spacing: str) -> tuple[float, float]:
     start, end = float(schedule(1.0).lam), float(schedule(schedule.least).lam)
     if start == -math.inf:
         raise BadArgument(
-            f"grid {spacing}: its start has no signal (zero terminal SNR), so log-SNR cannot be spaced; try uniform or trailing"
+            f"grid {spacing}: its start has no signal (zero terminal SNR), so log-SNR cannot be spaced; "
+            "try uniform or trailing"
         )
     return start, end
 

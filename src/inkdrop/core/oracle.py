@@ -90,10 +90,10 @@ class Gaussian(Mixture):
     """
 
     def __init__(self, mean: Tensor, std: float) -> None:
-        super().__init__(mean[None], torch.tensor([std]))
+        super().__init__(mean[None], torch.tensor([std], dtype=torch.float64))
 
     def flow(self, x: Tensor, now: Level, nxt: Level) -> Tensor:
-        """Where the probability-flow ODE takes x (B, D) from one level to another:
+        """Where the probability-flow ODE takes x (B, D) from one level to another.
 
         x' = alpha'·m + √(v'/v)·(x − alpha·m) with v = alpha²·std² + sigma².
         """

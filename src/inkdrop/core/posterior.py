@@ -79,4 +79,5 @@ def decoder_bits(x0: Tensor, mean: Tensor, std: Tensor, *, levels: int = 256) ->
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
     gap = (log_low - log_high).clamp(max=0)
-    return -(log_high + torch.log(-torch.expm1(gap))) / math.log(2)
+    bits: Tensor = -(log_high + torch.log(-torch.expm1(gap))) / math.log(2)
+    return bits

@@ -120,7 +120,7 @@ class Table(Schedule):
         zero_terminal: shift and scale √abar so that it ends at exactly 0 (Lin et al. 2024, Algorithm 1).
 
     Raises:
-        BadArgument: no betas, or one outside its range.
+        BadArgument: no betas, one outside its range, or so many that the signal underflows before the last.
     """
 
     def __init__(self, betas: Tensor, *, zero_terminal: bool = False) -> None:
@@ -141,6 +141,12 @@ class Table(Schedule):
             root = (root - root[-1]) * root[0] / (root[0] - root[-1])
             log_abar = 2 * root.log()
         lam = 0.5 * (log_abar - torch.log(-torch.expm1(log_abar)))
+        lost = _pair(lam[:-1])[0] == 0
+        if bool(lost.any()):
+            k = int(lost.nonzero()[0])
+            raise BadArgument(
+                f"betas: no signal is left in float64 after {k + 1} of {len(betas)} steps; try smaller ones"
+            )
         self._lam = torch.cat([lam[:1], lam])  # index k is time k/T; index 0 is never read as noisy
 
     @property
@@ -187,7 +193,7 @@ class _VP(Schedule):
 
     def _time(self, lam: Tensor) -> Tensor:
         loss = torch.nn.functional.softplus(-2 * lam)  # −log abar
-        root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * loss).sqrt()
+        root: Tensor = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * loss).sqrt()
         return 2 * loss / (self.beta_min + root)
 
 
@@ -219,7 +225,7 @@ class _EDM(Schedule):
         return torch.ones_like(t), (self.low + part * (self.high - self.low)) ** self.power
 
     def _time(self, lam: Tensor) -> Tensor:
-        part = ((-lam / self.power).exp() - self.low) / (self.high - self.low)
+        part: Tensor = ((-lam / self.power).exp() - self.low) / (self.high - self.low)
         return self.least + part * (1 - self.least)
 
 
@@ -302,7 +308,7 @@ def sigmoid(
 
 
 def cosine(*, steps: int = 1000, offset: float = 0.008, clip: float = 0.999, zero_terminal: bool = False) -> Table:
-    """The cosine table: abar(t) = cos²((t + s)/(1 + s)·π/2), betas clipped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    """The cosine table: abar(t) = cos²((t + s)/(1 + s)·π/2), betas clipped (Nichol & Dhariwal 2021, eq. 17)."""
     _check_steps(steps)
     if not 0 < clip < 1:
         raise BadArgument(f"cosine clip: got {clip:g}, need a number in (0, 1); try 0.999")
@@ -320,8 +326,8 @@ def table(*, betas: tuple[float, ...], zero_terminal: bool = False) -> Table:
 
 def vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """Continuous VP: log alpha = −t²·(beta_max − beta_min)/4 − t·beta_min/2 (Song et al. 2021, eq. 29)."""
-    if not 0 < beta_min <= beta_max:
-        raise BadArgument(f"vp betas: got {beta_min:g}, {beta_max:g}, need 0 < beta_min <= beta_max")
+    if not 0 < beta_min <= beta_max < math.inf:
+        raise BadArgument(f"vp betas: got {beta_min:g}, {beta_max:g}, need 0 < beta_min <= beta_max, both finite")
     return _VP(beta_min, beta_max)
 
 
@@ -341,15 +347,18 @@ def edm(*, rho_min: float = 0.002, rho_max: float = 80.0, power: float = 7.0) ->
 
     Time runs so that n equal steps of t are exactly their n-step grid.
     """
-    if not (0 < rho_min < rho_max and power > 0):
+    if not (0 < rho_min < rho_max < math.inf and 0 < power < math.inf):
         raise BadArgument(
-            f"edm: got rho {rho_min:g}..{rho_max:g}, power {power:g}; need 0 < rho_min < rho_max, power > 0"
+            f"edm: got rho {rho_min:g}..{rho_max:g}, power {power:g}; need 0 < rho_min < rho_max, power > 0, all finite"
         )
     return _EDM(rho_min, rho_max, power)
 
 
 def flow(*, shift: float = 1.0) -> Schedule:
-    """Flow matching: alpha = 1 − s, sigma = s with s = shift·t/(1 + (shift − 1)·t) (Lipman et al. 2023; Esser et al. 2024, eq. 23)."""
-    if not shift > 0:
-        raise BadArgument(f"flow shift: got {shift:g}, need a positive number; try 1.0, or 3.0 for large images")
+    """Flow matching: alpha = 1 − s, sigma = s with s = shift·t/(1 + (shift − 1)·t) (Esser et al. 2024, eq. 23).
+
+    shift = 1 is the straight path of Lipman et al. 2023; larger values spend more time at high noise, for large images.
+    """
+    if not 0 < shift < math.inf:
+        raise BadArgument(f"flow shift: got {shift:g}, need a positive finite number; try 1.0, or 3.0 for large images")
     return _Flow(shift)

@@ -125,7 +125,7 @@ def edm(*, sd: float = 0.5) -> Target:
 
 
 def mu(schedule: Schedule) -> Target:
-    """The mean of the posterior one table step down: y = c0·x0 + ct·x (Ho et al. 2020, eq. 7; section 3.2's first choice).
+    """The mean of the posterior one table step down: y = c0·x0 + ct·x (Ho et al. 2020, eq. 7).
 
     Args:
         schedule: gives the previous level t − 1/T, with which p = c0 + ct·alpha and q = ct·sigma.

@@ -65,7 +65,7 @@ def folder(
     rows = divide(layout, split, holdout, store.path)
     scan = _scan(store, layout.entries, set(rows), wish, _ROOM if cache else 0)
     if scan.problems:
-        raise BadData(_unreadable(store.path, scan.problems, len(layout.entries)))
+        raise BadData(_unreadable(store.path, scan.problems, len(layout.entries) + len(store.refused)))
     form = infer(scan.headers, [entry.file for entry in layout.entries], wish, store.path)
     entries = [layout.entries[row] for row in rows]
     return Pictures(store, layout, entries, scan.digests, form, scan.pixels)

@@ -222,7 +222,7 @@ def _npy_header(data: bytes, name: str) -> tuple[tuple[int, int, int], np.dtype,
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, TypeError, KeyError, SyntaxError) as error:
+    except Exception as error:  # NumPy's reader of Python 2 headers raises nearly anything too
         raise BadData(f"{name}: not a .npy file, or its header is damaged") from error
     if dtype.kind not in "uf" or dtype.itemsize > (2 if dtype.kind == "u" else 8):
         raise BadData(f"{name}: got {dtype}, need uint8, uint16 or float; convert it before saving")

@@ -46,7 +46,9 @@ def schedules(by_name: Mapping[str, Schedule], path: Path) -> None:
     for name, schedule in by_name.items():
         t = torch.linspace(schedule.least, 1, 200, dtype=torch.float64)
         level = schedule(t)
-        for axis, y in zip(axes, (level.alpha, level.sigma, 2 * level.lam / torch.log(torch.tensor(10.0))), strict=True):
+        for axis, y in zip(
+            axes, (level.alpha, level.sigma, 2 * level.lam / torch.log(torch.tensor(10.0))), strict=True
+        ):
             axis.plot(t, y, label=name, color=COLOURS.get(name))
     for axis, title in zip(axes, ("alpha: signal left", "sigma: noise", "log10 of signal-to-noise"), strict=True):
         axis.set_title(title, fontsize=10)

@@ -24,12 +24,11 @@ def render(out: Path) -> Path:
         return "data:image/png;base64," + base64.b64encode((out / "pictures" / f"{name}.png").read_bytes()).decode()
 
     environment = Environment(
-        loader=PackageLoader("inkdrop.demo", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("inkdrop.demo", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     try:
         figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
-        text = environment.get_template("report.html.j2").render(f=figures, picture=picture)
+        text = environment.get_template("report.html.j2").render(f=figures, picture=picture, folder=out)
     except OSError as error:
         raise BadData(f"report: {error.filename} cannot be read; run inkdrop demo again") from None
     path = out / "report.html"

@@ -19,8 +19,8 @@ from inkdrop.core.noise import normal
 from inkdrop.demo import plots
 from inkdrop.demo.report import render
 from inkdrop.errors import BadArgument
-from inkdrop.evals.features import features_for
-from inkdrop.find import Part, build
+from inkdrop.evals.nearest import nearest
+from inkdrop.find import Part
 from inkdrop.jobs import score_bundle
 from inkdrop.plan import sample, steps
 from inkdrop.recipe import open_data
@@ -31,10 +31,11 @@ from inkdrop.train.record import describe_run, write_atomically
 if TYPE_CHECKING:
     from inkdrop.screen import Screen
 
-__all__ = ["SCHEDULES", "measure", "run_demo"]
+__all__ = ["SCHEDULES", "draw", "measure", "run_demo"]
 
 SCHEDULES = ("cosine", "linear")
 MARK = "figures.json"
+SEED = 0
 
 
 def run_demo(out: Path, *, updates: int, samples: int, screen: Screen) -> Path:
@@ -60,30 +61,44 @@ def run_demo(out: Path, *, updates: int, samples: int, screen: Screen) -> Path:
         train = replace(recipe.train, steps=updates, preview_every=max(1, updates // 4), save_every=updates)
         recipe = replace(recipe, schedule=Part(name), train=train)
         fit(recipe, out / "runs" / name, heard=screen.training(f"training ({name})", quiet=True))
+    draw(out, screen=screen)
     figures = measure(out, samples=samples, screen=screen)
     figures["minutes"] = round((time.monotonic() - began) / 60, 2)
     write_atomically(out / MARK, figures)
     return render(out)
 
 
-def measure(out: Path, *, samples: int, screen: Screen) -> dict[str, Any]:
-    """Sample and score the two models of a demo folder; write its pictures and figures.json."""
+def draw(out: Path, *, screen: Screen) -> None:
+    """Write the pictures of a demo folder's two models to out/pictures."""
     models = {name: load(out / "runs" / name) for name in SCHEDULES}
     pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)
     _show_forward(pictures, models)
     _show_loss(pictures, out)
     _show_samples(pictures, models["cosine"], screen)
-    seed, half = 0, max(2, samples // 2)
+    _show_neighbours(pictures, models["cosine"])
+    for name, model in models.items():
+        _save(sample(model, 20, seed=2, steps=10), pictures / f"ten-{name}.png", 10)
+
+
+def measure(out: Path, *, samples: int, screen: Screen) -> dict[str, Any]:
+    """Score a demo folder's two models and write out/figures.json: every figure that the report prints.
+
+    Args:
+        out: the folder.
+        samples: of the cosine model by DDIM-50; the 10-step comparison uses half as many.
+        screen: shows progress.
+    """
+    models = {name: load(out / "runs" / name) for name in SCHEDULES}
+    half = max(2, samples // 2)
     figures: dict[str, Any] = {
-        "run": describe_run(seed),
+        "run": describe_run(SEED),
         "models": {name: model.card for name, model in models.items()},
-        "ddim50": score_bundle(models["cosine"], samples, seed, None, screen),
+        "ddim50": score_bundle(models["cosine"], samples, SEED, None, screen),
     }
     for name, model in models.items():
         short = replace(model, recipe=replace(model.recipe, plan=replace(model.plan, steps=10)))
-        figures[f"{name}10"] = score_bundle(short, half, seed, None, screen)
-    figures["copies"] = _show_neighbours(pictures, models["cosine"])
+        figures[f"{name}10"] = score_bundle(short, half, SEED, None, screen)
     write_atomically(out / MARK, figures)
     return figures
 
@@ -115,21 +130,16 @@ def _show_samples(pictures: Path, model: Bundle, screen: Screen) -> None:
     shown = [walk[round(i * (len(walk) - 1) / 9)] for i in range(10)]
     _save(torch.cat([torch.cat([s.x for s in shown]), torch.cat([s.x0 for s in shown])]), pictures / "emerging.png", 10)
     report = screen.task("DDPM, 1000 steps")
-    ddpm = sample(
-        model, 20, seed=2, sampler="ddpm", steps=1000, on_step=lambda _, step: report(step.index, 1000)
-    )
+    ddpm = sample(model, 20, seed=2, sampler="ddpm", steps=1000, on_step=lambda _, step: report(step.number, 1000, ""))
     _save(ddpm, pictures / "ddpm-1000.png", 10)
     for count in (50, 10):
         _save(sample(model, 20, seed=2, steps=count), pictures / f"ddim-{count}.png", 10)
 
 
-def _show_neighbours(pictures: Path, model: Bundle) -> int:
-    """Twenty samples over the training images nearest to them; returns how many were drawn."""
-    from inkdrop.evals.nearest import nearest
-
+def _show_neighbours(pictures: Path, model: Bundle) -> None:
+    """Twenty samples over the training images nearest to them."""
     x = sample(model, 20, seed=3)
     train = open_data(model.recipe.data, "train")
     near = nearest(x, train)
     real, _ = train.take(near.rows)
     _save(torch.cat([x, real]), pictures / "neighbours.png", 20, scale=4)
-    return len(x)

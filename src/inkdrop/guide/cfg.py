@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from inkdrop.core.ask import Ask, Belief, Sampling, relay
 from inkdrop.core.cond import Cond
@@ -44,6 +46,21 @@ def cfg(sampling: Sampling, *, scale: float = 1.0) -> Sampling:
             return belief
         n = len(ask.x)
         x0, eps = (b[n:] + scale * (b[:n] - b[n:]) for b in (belief.x0, belief.eps))
-        return Belief(x0, eps, None if belief.var_frac is None else belief.var_frac[:n])
+        return Belief(
+            x0,
+            eps,
+            None if belief.var_frac is None else belief.var_frac[:n],
+            None if belief.pull is None else _mixed(belief.pull, n, scale),
+        )
 
     return relay(sampling, before, after)
+
+
+def _mixed(pull: Callable[[Tensor], Tensor], n: int, scale: float) -> Callable[[Tensor], Tensor]:
+    """The pull of uncond + w·(cond − uncond), from that of both branches stacked: each gets its share of g."""
+
+    def both(g: Tensor) -> Tensor:
+        parts = pull(torch.cat([scale * g, (1 - scale) * g]))
+        return parts[:n] + parts[n:]
+
+    return both

@@ -25,6 +25,9 @@ def clip(sampling: Sampling, *, low: float = -1.0, high: float = 1.0) -> Samplin
         raise BadArgument(f"clip: got [{low:g}, {high:g}], need low < high, both finite; try -1 and 1")
 
     def after(ask: Ask, belief: Belief) -> Belief:
-        return revise(ask, belief, belief.x0.clamp(low, high))
+        x0, pull = belief.x0.clamp(low, high), belief.pull
+        inside = x0 == belief.x0  # the clipped x0 does not move with x elsewhere
+        clipped = revise(ask, belief, x0)
+        return clipped if pull is None else clipped._replace(pull=lambda g: pull(g * inside))
 
     return relay(sampling, lambda ask: ask, after)

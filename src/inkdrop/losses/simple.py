@@ -54,7 +54,8 @@ def simple(
     if weight == "uniform":
         if weight_knobs:
             raise BadArgument(
-                f"loss weight uniform: has no knobs, got {', '.join(weight_knobs)}; try {names('weights')}"
+                f"loss weight uniform: has no knobs, got {', '.join(weight_knobs)}; "
+                f"try weight {' or '.join(names('weights'))}"
             )
         return {"loss": mse, "mse": mse}
     function = find("weights", weight)

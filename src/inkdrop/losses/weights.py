@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from inkdrop.errors import BadArgument
+
 __all__ = ["constant", "min_snr", "snr", "truncated_snr"]
 
 
@@ -23,6 +25,8 @@ def snr(lam: Tensor) -> Tensor:
 
 def min_snr(lam: Tensor, *, gamma: float = 5.0) -> Tensor:
     """min(SNR, gamma): bounds the weight of nearly clean levels (Hang et al. 2023, eq. 8)."""
+    if not gamma > 0:
+        raise BadArgument(f"min_snr gamma: got {gamma:g}, need a positive number; try 5")
     return (2 * lam).exp().clamp(max=gamma)
 
 

@@ -26,17 +26,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     softmax(q·k^T/√D)·v, the softmax over the keys.
 
-    The choice is by shape, dtype and device and never by batch size, so that a row alone and a row in a batch take
-    the same path: plain products for half precision on the CPU up to 1,024 tokens, fused otherwise. Measured with
-    torch 2.13 on one Zen 4 core with AVX-512, time of fused over plain, forward alone and forward with backward,
-    geometric mean of four batch × heads × D:
-
-        tokens              4           16          49          64          256         1024
-        float32     0.61, 0.43  0.82, 0.59  0.99, 0.86  0.96, 0.96  0.60, 0.78  0.76, 0.91
-        bfloat16    0.83, 0.90  0.70, 3.11  1.15, 3.40  1.37, 3.20  1.42, 2.03  1.52, 1.56
-
-    so in float32 the fused kernel is as fast or faster at every length and holds no (L, L) matrix, while its
-    backward in bfloat16 takes 1.5 to 3.4 times as long as plain products.
+    The choice is by length, dtype and device and never by batch size, so that a row alone and a row in a batch take
+    the same path: plain products for half precision on the CPU up to 1,024 tokens, fused otherwise. Time of fused
+    over plain on one Zen 4 core (torch 2.13, 4 to 1,024 tokens; the whole table is in docs/guides/nets.md): float32
+    0.4 to 1.0, at no length above; bfloat16 with its backward pass 1.6 to 3.6 from 16 tokens on.
 
     Args:
         q: (B, heads, L, D).
@@ -57,7 +50,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention by plain matrix products; shapes as in `attend`."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return scores.softmax(dim=-1) @ v
+    mixed: Tensor = scores.softmax(dim=-1) @ v
+    return mixed
 
 
 def groups(channels: int) -> int:

@@ -65,7 +65,8 @@ class Sinusoid(nn.Module):
 class Fourier(nn.Module):
     """Sines and cosines of the clock at random frequencies, fixed when the net is made and saved with it.
 
-    [sin(2·pi·f_i·clock), cos(2·pi·f_i·clock)] with f_i ~ N(0, scale²).
+    [sin(2·pi·f_i·clock), cos(2·pi·f_i·clock)] with f_i ~ N(0, scale²), rounded to the eight significant bits of
+    bfloat16, so that a net hears the same frequencies after it is cast to half precision.
 
     Args:
         width: numbers a row, even, at least 2.
@@ -86,7 +87,7 @@ class Fourier(nn.Module):
             raise BadArgument(f"fourier width: got {width}, need an even number of at least 2; try {width + 1}")
         if not scale > 0:
             raise BadArgument(f"fourier scale: got {scale}, need more than 0; try 16")
-        self.register_buffer("frequencies", torch.randn(width // 2) * scale)
+        self.register_buffer("frequencies", (torch.randn(width // 2) * scale).bfloat16().float())
 
     def forward(self, clock: Tensor) -> Tensor:
         """(B,) float -> (B, width) in [−1, 1], in the clock's dtype."""
@@ -189,10 +190,11 @@ class Context(nn.Module):
             BadArgument: cond carries a field that this net does not take, or a label out of range.
             BadShape: cond has another number of rows than clock.
         """
-        self._check(cond, len(clock))
+        rows = clock.shape[0]
+        self._check(cond, rows)
         hidden = self.linear1(self.wave(clock).to(self.linear1.weight.dtype))
         context: Tensor = self.linear2(functional.silu(hidden))
-        return context if self.label is None else context + self.label(cond, len(clock))
+        return context if self.label is None else context + self.label(cond, rows)
 
     def _check(self, cond: Cond | None, rows: int) -> None:
         if cond is None or not cond.present:
@@ -202,8 +204,8 @@ class Context(nn.Module):
             if name not in takes:
                 hint = "try classes=n when the net is made" if name == "label" else "try cond without it"
                 raise BadArgument(f"net cond: got {name}, this net takes {', '.join(takes) or 'none'}; {hint}")
-        if len(cond) != rows:
-            raise BadShape(f"net cond: got {len(cond)} rows, need {rows}, one for each row of x")
+        if cond.label is not None and cond.label.shape[0] != rows:
+            raise BadShape(f"net cond: got {cond.label.shape[0]} rows, need {rows}, one for each row of x")
 
 
 def check_input(x: Tensor, clock: Tensor, shape: tuple[int, ...], *, any_size: bool) -> None:

@@ -170,15 +170,26 @@ def unet(
     return UNet(image, learned_variance, patch, context, stem, down, middle, up, head)
 
 
-def unet_tiny(shape: tuple[int, ...], *, classes: int = 0, width: int = 24, dropout: float = 0.0) -> UNet:
-    """A two-level U-Net of about 0.2 M parameters, for drawn shapes and first tries on a CPU."""
-    return unet(shape, classes=classes, width=width, multipliers=(1, 2), blocks=1, dropout=dropout)
+def unet_tiny(
+    shape: tuple[int, ...], *, classes: int = 0, width: int = 16, dropout: float = 0.0, learned_variance: bool = False
+) -> UNet:
+    """A two-level U-Net of 0.2 M parameters that sees 2×2 pixels as one, for drawn shapes and first tries."""
+    return unet(
+        shape,
+        classes=classes,
+        width=width,
+        multipliers=(1, 2),
+        blocks=1,
+        dropout=dropout,
+        learned_variance=learned_variance,
+        patch=2,
+    )
 
 
 def unet_digits(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 32, dropout: float = 0.0, learned_variance: bool = False
+    shape: tuple[int, ...], *, classes: int = 0, width: int = 16, dropout: float = 0.0, learned_variance: bool = False
 ) -> UNet:
-    """A U-Net for 8×8 digits that trains in about a minute on two CPU cores."""
+    """A two-level U-Net of 0.2 M parameters for 8×8 digits, trained in about a minute on two CPU cores."""
     return unet(
         shape,
         classes=classes,
@@ -191,9 +202,9 @@ def unet_digits(
 
 
 def unet_mnist(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 32, dropout: float = 0.0, learned_variance: bool = False
+    shape: tuple[int, ...], *, classes: int = 0, width: int = 24, dropout: float = 0.0, learned_variance: bool = False
 ) -> UNet:
-    """A U-Net for 28×28 digits that sees 2×2 pixels as one, for training in minutes on a CPU."""
+    """A three-level U-Net of 1.5 M parameters that sees 2×2 pixels as one, for 28×28 digits on a CPU."""
     return unet(
         shape,
         classes=classes,

@@ -18,7 +18,7 @@ ORDER = 1
 
 
 def ddim(x: Tensor, grid: Sequence[Level], noise: Noise, *, eta: float = 0.0) -> Sampling:
-    """DDIM: x_s = alpha_s·x0 + √(sigma_s² − var)·eps + √var·noise, var = eta²·beta-tilde (Song et al. 2021, eq. 12, 16).
+    """DDIM: x_s = alpha_s·x0 + √(sigma_s² − var)·eps + √var·noise, var = eta²·beta-tilde (Song et al. 2021, eq. 12).
 
     Cost: one ask a step. Order 1. eta = 0 is deterministic, and Euler's method in rho = sigma/alpha; eta = 1 is DDPM
     with the posterior variance, on every grid.

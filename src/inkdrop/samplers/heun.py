@@ -36,16 +36,14 @@ def heun(x: Tensor, grid: Sequence[Level], noise: Noise, *, space: Literal["u", 
         raise BadArgument("heun space: rho is infinite at the start of this grid (zero terminal SNR); try space=u")
     for now, nxt in pairwise(grid):
         belief = yield Ask(x, now)
-        if space == "u":
-            scale, to = now.alpha + now.sigma, nxt.alpha + nxt.sigma
-            h, slope = nxt.sigma / to - now.sigma / scale, belief.eps - belief.x0
-        else:
-            scale, to = now.alpha, nxt.alpha
-            h, slope = nxt.rho - now.rho, belief.eps
-        z = x * (1 / scale)
-        x = to * (z + h * slope)
+        x = nxt.alpha * belief.x0 + nxt.sigma * belief.eps  # Euler's step, which is ddim's in either space
         if not nxt.clean:
-            belief = yield Ask(x, nxt)
-            second = belief.eps - belief.x0 if space == "u" else belief.eps
-            x = to * (z + 0.5 * h * (slope + second))
+            second = yield Ask(x, nxt)
+            if space == "u":
+                to = nxt.alpha + nxt.sigma
+                h = nxt.sigma / to - now.sigma / (now.alpha + now.sigma)
+                bend = (second.eps - second.x0) - (belief.eps - belief.x0)
+            else:
+                to, h, bend = nxt.alpha, nxt.rho - now.rho, second.eps - belief.eps
+            x = x + (0.5 * h * to) * bend
     return x

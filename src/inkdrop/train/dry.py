@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.recipe import Recipe
-from inkdrop.train.loop import Trainer
+from inkdrop.train.trainer import Trainer
 
 __all__ = ["dry_run"]
 

@@ -38,7 +38,8 @@ class Ema:
     def update(self, net: nn.Module, update: int) -> None:
         """Average in the weights after optimiser update number `update`, counted from 0; buffers are copied."""
         keep = decay_at(update, self.decay)
-        mine, theirs = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        mine = [p.detach() for p in self.net.parameters()]
+        theirs = [p.detach() for p in net.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - keep)
         for buffer, new in zip(self.net.buffers(), net.buffers(), strict=True):
             buffer.copy_(new)

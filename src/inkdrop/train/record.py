@@ -13,22 +13,24 @@ from typing import Any
 
 import torch
 
+from inkdrop import __version__
 from inkdrop.errors import BadArgument
 
 __all__ = ["describe_run", "write_atomically"]
 
 
 def write_atomically(path: Path, content: Any) -> None:
-    """Write text, or anything else as JSON, so that the file is either the old one or the new one, whole.
+    """Write text or bytes, or anything else as JSON, so that the file is either the old one or the new one, whole.
 
     Raises:
         BadArgument: it cannot be written (disk full, no permission).
     """
-    text = content if isinstance(content, str) else json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if not isinstance(content, (str, bytes)):
+        content = json.dumps(content, indent=1, allow_nan=False) + "\n"
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -41,11 +43,11 @@ def write_atomically(path: Path, content: Any) -> None:
 
 def describe_run(seed: int) -> dict[str, Any]:
     """Versions, hardware, command and seed of this run: what one needs to repeat it."""
-    packages = {name: metadata.version(name) for name in ("inkdrop", "torch", "numpy", "safetensors", "pillow")}
+    packages = {name: metadata.version(name) for name in ("torch", "numpy", "safetensors", "pillow")}
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
-        "versions": {"python": platform.python_version(), **packages},
+        "versions": {"python": platform.python_version(), "inkdrop": __version__, **packages},
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),

@@ -1,0 +1,68 @@
+"""The held-out loss: the same samples, times and noise at every call, so that only the weights can move it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inkdrop.core.dataset import Data
+from inkdrop.core.noise import Draw
+from inkdrop.denoiser import Denoiser
+
+__all__ = ["BANDS", "held_out_loss"]
+
+BANDS = 5
+"""How many bands of time the held-out loss is given for."""
+
+
+class _FixedDraw(Draw):
+    """The same noise at every call; row i has a time in band i mod BANDS, and a band's times are evenly spread."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        super().__init__(seed, 2**63, range(count))
+
+    def uniform(self, stream: str = "time", count: int | None = None) -> Tensor:
+        """Evenly spread times; other streams as ever."""
+        if stream != "time":
+            return super().uniform(stream, count)
+        n = len(self.places)
+        row = torch.arange(n, dtype=torch.float64)
+        inner = (row // BANDS + 0.5) / torch.ceil(torch.tensor(n / BANDS))
+        return ((row % BANDS) + inner) / BANDS
+
+
+@torch.no_grad()
+def held_out_loss(
+    denoiser: Denoiser,
+    loss: Callable[..., dict[str, Tensor]],
+    data: Data,
+    *,
+    seed: int,
+    device: torch.device,
+    count: int = 256,
+) -> dict[str, Any]:
+    """The loss on held-out data, whole and in bands of time.
+
+    Args:
+        denoiser: in evaluation mode.
+        loss: f(denoiser, x0, cond, draw) -> {"loss": (B,)}.
+        data: the first `count` samples of it are used.
+        seed: of the noise.
+        device: where the net is.
+        count: at most so many samples, at once.
+
+    Returns:
+        "samples", and if there are at least BANDS of them "loss" and "bands": one number for each fifth of the
+        schedule's time, from clean to noise.
+    """
+    n = min(count, len(data))
+    if n < BANDS:
+        return {"samples": n}
+    x0, cond = data.take(list(range(n)))
+    cond = None if cond is None else cond.to(device)
+    losses = loss(denoiser, x0.to(device), cond, _FixedDraw(seed, n))["loss"]
+    bands = [float(losses[i::BANDS].mean()) for i in range(BANDS)]
+    return {"samples": n, "loss": float(losses.mean()), "bands": bands}

@@ -1,0 +1,34 @@
+"""Ctrl-C, held back where it would leave a run torn."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["hold_interrupts"]
+
+
+@contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Raise a KeyboardInterrupt only after the block, so that what the block changes together is changed whole.
+
+    Signals reach the main thread alone; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt

@@ -1,0 +1,563 @@
+"""Law 3: samplers against distributions whose ideal denoiser, flow and moments are known."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from inkdrop.core.ask import Ask, Belief
+from inkdrop.core.grid import Grid
+from inkdrop.core.level import Level
+from inkdrop.core.noise import Keyed
+from inkdrop.core.oracle import Gaussian, Mixture
+from inkdrop.core.schedule import Schedule, Table
+from inkdrop.drive import drive, trace
+from inkdrop.errors import BadArgument
+from inkdrop.find import Part, build, find, listing, names
+from specimens import GRIDS, SAMPLERS, T_LIST, denoiser_of, label, normals, sampler_of, schedule_of, target_of
+
+MEANS = torch.tensor([[-0.7, 0.2], [0.5, 0.6], [0.3, -0.8]], dtype=torch.float64)
+STDS = torch.tensor([0.25, 0.3, 0.2], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+MIXTURE = Mixture(MEANS, STDS, WEIGHTS)
+GAUSSIAN = Gaussian(torch.tensor([0.3, -0.5], dtype=torch.float64), 0.4)
+POINT = torch.tensor([0.25, -0.75], dtype=torch.float64)
+
+ALPHA_OF_RHO: dict[str, Callable[[float], float]] = {  # the three paths, written without inkdrop
+    "vp": lambda rho: 1 / math.sqrt(1 + rho**2),
+    "edm": lambda rho: 1.0,
+    "flow": lambda rho: 1 / (1 + rho),
+}
+every_path = pytest.mark.parametrize("path", ALPHA_OF_RHO)
+HIGH, LOW = 5.0, 0.1  # rho = sigma/alpha of the two interior levels between which orders are measured
+
+
+def silent(x: Tensor, now: Level, nxt: Level) -> Tensor:
+    raise AssertionError("a deterministic sampler asked for noise")
+
+
+def order_of(part: Part) -> int:
+    """ORDER of the module in which a sampler is written."""
+    order: int = importlib.import_module(listing("samplers")[part.name].module).ORDER
+    return order
+
+
+def is_stochastic(part: Part) -> bool:
+    """Whether the sampler asks for noise at all."""
+    asked = []
+
+    def noise(x: Tensor, now: Level, nxt: Level) -> Tensor:
+        asked.append(now)
+        return torch.zeros_like(x)
+
+    grid = build("grids", Part("uniform"), schedule_of("vp"), 3)
+    drive(sampler_of(part)(torch.ones(1, 2, dtype=torch.float64), grid, noise), GAUSSIAN)
+    return bool(asked)
+
+
+STOCHASTIC = [p for p in SAMPLERS if is_stochastic(p)]
+DETERMINISTIC = [p for p in SAMPLERS if p not in STOCHASTIC]
+every_sampler = pytest.mark.parametrize("part", SAMPLERS, ids=label)
+
+
+def between(path: str, steps: int, order: int = 1, start: float | None = None) -> Grid:
+    """Equal steps of t, in which lam, rho and u are smooth, from rho = HIGH to rho = LOW, not ending clean.
+
+    For multistep methods of order 3 and more the first steps are graded h², h^1.5, so that their start-up, which has
+    a lower order, does not show.
+    """
+    schedule = schedule_of(path)
+    high = float(schedule.time_of(-math.log(HIGH))) if start is None else start
+    low = float(schedule.time_of(-math.log(LOW)))
+    part = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    if order >= 3:
+        part = torch.cat([part[:1], part[1:2] ** 2, part[1:2] ** 1.5, part[1:]])
+    return Grid(schedule, high + part * (low - high))
+
+
+# ---- order of convergence ------------------------------------------------------------------------------------
+
+
+def mixture_flow(path: str, x: np.ndarray) -> np.ndarray:
+    """The probability flow of MIXTURE from rho = HIGH to LOW: d(x/alpha)/drho = −sigma·∇ log p(x), by DOP853.
+
+    Everything is written in numpy here: the path, the density's gradient and the solver know nothing of inkdrop.
+    """
+    means, stds, weights = MEANS.numpy(), STDS.numpy(), WEIGHTS.numpy()
+
+    def slope(rho: float, flat: np.ndarray) -> np.ndarray:
+        alpha = ALPHA_OF_RHO[path](rho)
+        sigma, x = alpha * rho, alpha * flat.reshape(-1, 2)
+        var = (alpha * stds) ** 2 + sigma**2
+        gap = x[:, None] - alpha * means
+        log_p = np.log(weights / var) - (gap**2).sum(-1) / (2 * var)
+        p = np.exp(log_p - log_p.max(1, keepdims=True))
+        score = -((p / var)[..., None] * gap).sum(1) / p.sum(1, keepdims=True)
+        return (-sigma * score).ravel()
+
+    z = x / ALPHA_OF_RHO[path](HIGH)
+    end = solve_ivp(slope, (HIGH, LOW), z.ravel(), "DOP853", rtol=1e-11, atol=1e-12).y[:, -1]
+    return ALPHA_OF_RHO[path](LOW) * end.reshape(x.shape)
+
+
+def slope_of(errors: Sequence[tuple[int, float]], floor: float) -> float:
+    """log2 of the ratio of errors on the finest pair of step counts whose errors lie above rounding."""
+    pairs = [(a, b) for a, b in pairwise(errors) if b[1] > floor]
+    assert pairs, f"every error is below {floor:g}: {errors}"
+    (_, coarse), (_, fine) = pairs[-1]
+    return math.log2(coarse / fine)
+
+
+def measured_order(
+    part: Part, path: str, oracle: Mixture, want: Tensor, x: Tensor, start: float | None = None
+) -> float:
+    errors = []
+    for steps in (32, 64, 128, 256):
+        grid = between(path, steps, order_of(part), start)
+        got = drive(sampler_of(part)(x, grid, silent), oracle)
+        errors.append((steps, float((got - want).square().mean().sqrt())))
+    return slope_of(errors, 1e-9)
+
+
+@every_path
+@pytest.mark.parametrize("part", DETERMINISTIC, ids=label)
+def test_order_on_a_gaussian(part: Part, path: str) -> None:
+    """RMS error over 16 rows against the affine flow in closed form; ORDER as its module states, ±0.15."""
+    now, nxt = between(path, 1)
+    x = GAUSSIAN.sample(16, now, seed=1)
+    order = measured_order(part, path, GAUSSIAN, GAUSSIAN.flow(x, now, nxt), x)
+    assert order == pytest.approx(order_of(part), abs=0.15)
+
+
+@every_path
+@pytest.mark.parametrize("part", DETERMINISTIC, ids=label)
+def test_order_on_a_mixture(part: Part, path: str) -> None:
+    """The same where the flow is not affine, against an independent solver whose own error is about 1e-11."""
+    now, _ = between(path, 1)
+    x = MIXTURE.sample(16, now, seed=2)
+    want = torch.from_numpy(mixture_flow(path, x.numpy()))
+    order = measured_order(part, path, MIXTURE, want, x)
+    assert order == pytest.approx(order_of(part), abs=0.15)
+
+
+def test_heun_keeps_its_order_from_pure_noise_without_signal() -> None:
+    """On the straight path from alpha = 0 exactly, where rho is infinite and u = 1 is not."""
+    schedule = schedule_of("flow")
+    now, nxt = schedule(1.0), between("flow", 1)[-1]
+    x = GAUSSIAN.sample(16, now, seed=3)
+    order = measured_order(Part("heun"), "flow", GAUSSIAN, GAUSSIAN.flow(x, now, nxt), x, start=1.0)
+    assert order == pytest.approx(2, abs=0.15)
+
+
+def line_of(part: Part, grid: Grid, mean: float, std: float) -> dict[str, float]:
+    """What a sampler makes of N(mean, std²) on the line, exactly: a number ("1") plus a number times each unit normal
+    that went in: the start, which is the exact marginal's at grid[0], and the noises.
+
+    The ideal denoiser is affine, x0 = m + k·(x − alpha·m), and so is a sampler's table. No draws, so weak errors of any
+    size can be seen.
+    """
+    rows = trace(find("samplers", part.name), grid, **part.knobs)
+    first = grid[0]
+    registers: dict[str, dict[str, float]] = {
+        "start": {"1": float(first.alpha) * mean, "start": math.hypot(float(first.alpha) * std, float(first.sigma))}
+    }
+    total: dict[str, float] = {}
+    for row, (state, level) in enumerate(rows):
+        total = {"1": 0.0}
+        for name, factor in state.items():
+            for source, value in registers.get(name, {name: 1.0}).items():
+                total[source] = total.get(source, 0.0) + factor * value
+        if level is not None:
+            alpha, sigma = float(level.alpha), float(level.sigma)
+            k = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
+            belief = {source: k * value for source, value in total.items()}
+            belief["1"] += mean * (1 - k * alpha)
+            registers[f"x0_{row}"] = belief
+    return total
+
+
+def variance_of(line: dict[str, float]) -> float:
+    return sum(value**2 for source, value in line.items() if source != "1")
+
+
+@every_path
+@pytest.mark.parametrize("part", STOCHASTIC, ids=label)
+def test_weak_order_in_the_exact_moments_of_a_gaussian(part: Part, path: str) -> None:
+    """The mean is exact for any number of steps; the variance's error falls with the stated weak order, ±0.15."""
+    mean, std, end = 0.3, 0.4, between(path, 1)[-1]
+    lines = [(n, line_of(part, between(path, n), mean, std)) for n in (32, 64, 128)]
+    assert all(line["1"] == pytest.approx(float(end.alpha) * mean, abs=1e-14) for _, line in lines)
+    true = (float(end.alpha) * std) ** 2 + float(end.sigma) ** 2
+    errors = [(n, abs(variance_of(line) - true)) for n, line in lines]
+    assert slope_of(errors, 1e-11) == pytest.approx(order_of(part), abs=0.15), errors
+
+
+@every_path
+@pytest.mark.parametrize(
+    "part", [Part("ddpm"), Part("ddpm", {"variance": "beta"}), Part("ddim", {"eta": 1.0})], ids=label
+)
+def test_ddpm_s_conditional_mean_is_the_reversed_chain_s(part: Part, path: str) -> None:
+    """Given where it starts, the reversed chain of a Gaussian has, by Bayes' rule on (x_s, x_t), the slope a·v_s/v_t
+    with a = alpha_t/alpha_s and v = alpha²·std² + sigma²: exactly, for any number of steps; the variance errs."""
+    std, grid = 0.4, between(path, 7)
+    var = [float((level.alpha * std) ** 2 + level.sigma**2) for level in (grid[0], grid[-1])]
+    slope = float(grid[0].alpha / grid[-1].alpha) * var[1] / var[0]
+    assert line_of(part, grid, 0.0, std)["start"] / var[0] ** 0.5 == pytest.approx(slope, rel=1e-11)
+
+
+def test_each_variance_of_ddpm_is_exact_where_ho_et_al_say_it_is() -> None:
+    """Section 3.2: beta is optimal for x0 ~ N(0, I), beta-tilde for a single point. Exactly so, on coarse grids."""
+    for name in ("linear", "cosine", "vp"):
+        grid = build("grids", Part("trailing"), schedule_of(name), 9)
+        end = grid[-2]
+        unit = line_of(Part("ddpm", {"variance": "beta"}), grid[:-1], 0.0, 1.0)
+        assert (unit["1"], variance_of(unit)) == pytest.approx((0.0, 1.0), abs=1e-12)
+        point = line_of(Part("ddpm"), grid[:-1], 0.7, 0.0)
+        assert (point["1"], variance_of(point)) == pytest.approx(
+            (float(end.alpha) * 0.7, float(end.sigma) ** 2), rel=1e-10
+        )
+
+
+@every_path
+@pytest.mark.parametrize("part", STOCHASTIC, ids=label)
+def test_a_stochastic_sampler_keeps_the_mixture_s_moments(part: Part, path: str) -> None:
+    """4,000 rows from the exact marginal at rho = 5 to rho = 0.1 in 100 steps: mean and covariance within 4.5 standard
+    errors of the draws, where the discretisation's own bias is below one of them for first-order samplers."""
+    grid, n = between(path, 100), 4000
+    gen = torch.Generator().manual_seed(5)
+    x = MIXTURE.sample(n, grid[0], seed=4)
+    got = drive(sampler_of(part)(x, grid, lambda y, *_: torch.randn(y.shape, generator=gen, dtype=y.dtype)), MIXTURE)
+    mean, cov = MIXTURE.moments(grid[-1])
+    gap = got - mean
+    assert bool((gap.mean(0).abs() < 4.5 * cov.diagonal().sqrt() / n**0.5).all())
+    products = gap[:, :, None] * gap[:, None, :]
+    assert bool(((products.mean(0) - cov).abs() < 4.5 * products.std(0) / n**0.5).all())
+
+
+# ---- a point mass is hit, on the grid that is printed --------------------------------------------------------
+
+
+def point_oracle(ask: Ask) -> Belief:
+    """All mass at POINT: x0 is POINT whatever is asked."""
+    x0 = POINT.to(ask.x.dtype).expand_as(ask.x)
+    return Belief(x0, (ask.x - ask.level.over(ask.x).alpha * x0) / ask.level.over(ask.x).sigma)
+
+
+def hits(sampler: Part, schedule: Schedule, grid: Grid, target: str) -> None:
+    """A float32 sampling through a Denoiser that speaks this target ends at the point, to 1e-6.
+
+    eps alone is asked less: x0 = (x − sigma·eps)/alpha magnifies the rounding of a float32 eps by rho of the last
+    level asked about, which is 157 where one step leads from DDPM's t = 1 to clean. So 1e-6·max(1, rho).
+    """
+    asked: list[Level] = []
+
+    def ear(ask: Ask) -> Belief:
+        assert ask.x.dtype == torch.float32
+        asked.append(ask.level)
+        return denoiser(ask)
+
+    denoiser = denoiser_of(point_oracle, schedule, target_of(target, schedule))
+    x = schedule.start(normals(2, 2, seed=6, dtype=torch.float32))
+    got = drive(sampler_of(sampler)(x, grid, Keyed(0, [0, 1])), ear)
+    assert got.dtype == torch.float32
+    allowed = 1e-6 * (max(1.0, float(grid[-2].rho)) if target == "eps" else 1.0)
+    torch.testing.assert_close(got.double(), POINT.expand(2, 2), rtol=0, atol=allowed)
+    times = [float(level.t) for level in asked]
+    distinct = [t for t, before in zip(times, [math.inf, *times], strict=False) if t != before]
+    assert distinct == grid.times[:-1].tolist(), "asked about other levels than the printed grid's"
+    assert bool((grid.times.diff() < 0).all())
+    assert grid[-1].clean
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("sampler", names("samplers"))
+def test_a_point_is_hit_for_every_grid_steps_and_target(sampler: str, grid: str, target: str) -> None:
+    """R5, on a table of T = 60: steps 1, 2, 3, 7, 13, 50 and T."""
+    schedule = schedule_of(Part("linear", {"steps": 60, "rescale": True}))
+    for steps in (*T_LIST, schedule.steps):
+        hits(Part(sampler), schedule, build("grids", Part(grid), schedule, steps), target)
+
+
+@pytest.mark.parametrize("name", names("schedules"))
+@pytest.mark.parametrize("sampler", [p for p in SAMPLERS if p.knobs], ids=label)
+def test_a_point_is_hit_on_every_schedule(name: str, sampler: Part) -> None:
+    schedule = schedule_of(name)
+    if sampler.knobs.get("space") == "rho" and float(schedule(1.0).alpha) == 0:
+        with pytest.raises(BadArgument, match="rho is infinite at the start"):
+            drive(sampler_of(sampler)(POINT[None], build("grids", Part("trailing"), schedule, 2), silent), point_oracle)
+        return
+    for steps in T_LIST:
+        hits(sampler, schedule, build("grids", Part("trailing"), schedule, steps), "v")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name"), [("ddpm", "linear"), ("ddpm", "flow"), ("ddim", "cosine"), ("heun", "vp"), ("euler", "edm")]
+)
+def test_a_point_is_hit_at_all_thousand_steps(sampler: str, name: str) -> None:
+    """T, which for continuous schedules is 1,000; T trailing steps are every entry of the schedule."""
+    schedule = schedule_of(name)
+    grid = build("grids", Part("trailing"), schedule, 1000)
+    entries = torch.arange(1000, -1, -1, dtype=torch.float64) / 1000
+    torch.testing.assert_close(grid.times, entries, rtol=0, atol=1e-15)
+    hits(Part(sampler), schedule, grid, "v")
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "scaled_linear", "sigmoid"])
+def test_a_point_is_hit_from_zero_terminal_snr(name: str) -> None:
+    schedule = schedule_of(Part(name, {"zero_terminal": True}))
+    for sampler in names("samplers"):
+        for target in ("x0", "v", "flow"):
+            for steps in (1, 2, 7):
+                hits(Part(sampler), schedule, build("grids", Part("trailing"), schedule, steps), target)
+
+
+# ---- samplers that are one another ---------------------------------------------------------------------------
+
+
+def run(
+    part: Part, x: Tensor, grid: Sequence[Level], oracle: Callable[[Ask], Belief] = MIXTURE, seed: int = 7
+) -> Tensor:
+    return drive(sampler_of(part)(x, grid, Keyed(seed, range(len(x)))), oracle)
+
+
+def subgrids(schedule: Schedule) -> list[Grid]:
+    """Every spacing at a few steps, random entries, and a segment that does not end clean."""
+    gen = np.random.default_rng(0)
+    found = [
+        build("grids", Part(name), schedule, n) for name in ("trailing", "leading", "uniform") for n in (1, 2, 7, 20)
+    ]
+    for size in (3, 12):
+        ks = np.sort(gen.choice(np.arange(1, schedule.steps + 1), size, replace=False))[::-1]
+        found.append(Grid(schedule, np.append(ks, 0) / schedule.steps))
+    return [*found, found[-1][2:-2]]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [Part("linear"), Part("cosine"), Part("edm"), Part("flow"), Part("linear", {"zero_terminal": True})],
+    ids=label,
+)
+def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance(part: Part) -> None:
+    """The same noise gives the same numbers to 1e-12 of the state's size, on every sub-grid."""
+    schedule = schedule_of(part)
+    for grid in subgrids(schedule):
+        x = normals(4, 2, seed=8) * float(grid[0].sigma)
+        ddim, ddpm = run(Part("ddim", {"eta": 1.0}), x, grid), run(Part("ddpm"), x, grid)
+        torch.testing.assert_close(ddim, ddpm, rtol=0, atol=1e-12 * max(1.0, float(x.abs().max())))
+
+
+@every_path
+def test_euler_is_ddim_without_noise(path: str) -> None:
+    grid = build("grids", Part("trailing"), schedule_of(path), 10)
+    x = schedule_of(path).start(normals(3, 2, seed=9))
+    assert torch.equal(run(Part("euler"), x, grid), run(Part("ddim", {"eta": 0.0}), x, grid))
+
+
+def test_euler_on_the_straight_path_is_flow_matching_s() -> None:
+    """x ← x + (s' − s)·v with v = eps − x0 (Lipman et al. 2023), written out, from s = 1 to s = 0."""
+    for shift in (1.0, 3.0):
+        schedule = schedule_of(Part("flow", {"shift": shift}))
+        grid = build("grids", Part("uniform"), schedule, 12)
+        x = want = normals(3, 2, seed=10)
+        for now, nxt in pairwise(grid):
+            belief = MIXTURE(Ask(want, now))
+            want = want + (nxt.sigma - now.sigma) * (belief.eps - belief.x0)
+        for name in ("ddim", "euler"):
+            torch.testing.assert_close(run(Part(name), x, grid), want, rtol=0, atol=1e-13)
+
+
+def test_heun_in_rho_is_karras_algorithm_1() -> None:
+    """With D the denoiser and no churn: d = (x − D)/sigma, an Euler step, then the mean of both slopes but at the end."""
+    schedule = schedule_of("edm")
+    grid = build("grids", Part("karras"), schedule, 8)
+    x = want = schedule.start(normals(3, 2, seed=11))
+    sigmas = [float(level.sigma) for level in grid]
+    for i, (now, nxt) in enumerate(pairwise(sigmas)):
+        slope = (want - MIXTURE(Ask(want, grid[i])).x0) / now
+        ahead = want + (nxt - now) * slope
+        if nxt > 0:
+            second = (ahead - MIXTURE(Ask(ahead, grid[i + 1])).x0) / nxt
+            ahead = want + (nxt - now) * (slope + second) / 2
+        want = ahead
+    torch.testing.assert_close(run(Part("heun", {"space": "rho"}), x, grid), want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_is_song_s_equation_12(eta: float) -> None:
+    """In their letters: a = abar, s(eta) = eta·√((1 − a_s)/(1 − a_t))·√(1 − a_t/a_s)."""
+    schedule = schedule_of("linear")
+    grid = build("grids", Part("leading"), schedule, 10)
+    noise, x = Keyed(3, [0, 1]), normals(2, 2, seed=12)
+    want = x
+    for now, nxt in pairwise(grid):
+        a_t, a_s = float(now.alpha) ** 2, float(nxt.alpha) ** 2
+        eps = MIXTURE(Ask(want, now)).eps
+        s = eta * math.sqrt((1 - a_s) / (1 - a_t)) * math.sqrt(1 - a_t / a_s)
+        x0 = (want - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)
+        want = math.sqrt(a_s) * x0 + math.sqrt(max(0.0, 1 - a_s - s**2)) * eps
+        if eta and not nxt.clean:
+            want = want + s * noise(want, now, nxt)
+    torch.testing.assert_close(run(Part("ddim", {"eta": eta}), x, grid, seed=3), want, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta-tilde"])
+def test_ddpm_is_ho_s_algorithm_2(variance: str) -> None:
+    """x ← (x − beta/√(1 − abar)·eps)/√(1 − beta) + √var·z, from betas alone, over all T = 40 steps."""
+    schedule = schedule_of(Part("linear", {"steps": 40, "rescale": True}))
+    assert isinstance(schedule, Table)
+    beta = schedule.betas
+    abar = (1 - beta).cumprod(0)
+    grid = build("grids", Part("trailing"), schedule, 40)
+    noise, x = Keyed(3, [0, 1]), normals(2, 2, seed=13)
+    want = x
+    for k in range(39, -1, -1):
+        level = grid[39 - k]
+        eps = MIXTURE(Ask(want, level)).eps
+        want = (want - beta[k] / (1 - abar[k]).sqrt() * eps) / (1 - beta[k]).sqrt()
+        if k > 0:
+            var = beta[k] * (1 if variance == "beta" else (1 - abar[k - 1]) / (1 - abar[k]))
+            want = want + var.sqrt() * noise(want, level, level)
+    torch.testing.assert_close(run(Part("ddpm", {"variance": variance}), x, grid, seed=3), want, rtol=0, atol=1e-10)
+
+
+def test_learned_variance_interpolates_the_logarithms() -> None:
+    """var = beta^v·beta-tilde^(1 − v) (Nichol & Dhariwal 2021, eq. 15), each pixel with its own v in [0, 1]."""
+    grid = build("grids", Part("trailing"), schedule_of("linear"), 5)[:2]
+    x = normals(2, 3, seed=14)
+    frac = torch.tensor([[0.0, 1.0, 0.3], [0.5, 0.25, 0.0]], dtype=torch.float64)
+
+    def net(ask: Ask) -> Belief:
+        return Belief(0 * ask.x, ask.x / ask.level.sigma, var_frac=frac)
+
+    def ends(variance: str) -> Tensor:
+        part = Part("ddpm", {"variance": variance})
+        return run(part, x, grid, net) - drive(sampler_of(part)(x, grid, lambda y, *_: 0 * y), net)
+
+    noise = Keyed(7, [0, 1])(x, grid[0], grid[1])
+    low, high = (ends(variance) / noise for variance in ("beta-tilde", "beta"))
+    torch.testing.assert_close(ends("learned") / noise, high**frac * low ** (1 - frac), rtol=1e-10, atol=0)
+    with pytest.raises(BadArgument, match="'learned', but this net does not predict a variance; try beta-tilde"):
+        run(Part("ddpm", {"variance": "learned"}), x, grid, GAUSSIAN_3)
+
+
+GAUSSIAN_3 = Gaussian(torch.zeros(3, dtype=torch.float64), 0.5)
+
+
+# ---- tables --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "edm", "flow"])
+@every_sampler
+def test_the_table_is_the_generator(part: Part, schedule: str) -> None:
+    """Played back with recorded noise, the float64 coefficients give the sampler's states to 1e-12 of their size."""
+    built = schedule_of(schedule)
+    grid = build("grids", Part("trailing"), built, 9)
+    if part.knobs.get("space") == "rho" and schedule == "flow":
+        grid = grid[1:]
+    x = normals(3, 2, seed=15) * float(grid[0].sigma)
+    asked, drawn, keyed = [], [], Keyed(5, range(3))
+
+    def noise(y: Tensor, now: Level, nxt: Level) -> Tensor:
+        drawn.append(keyed(y, now, nxt))
+        return drawn[-1]
+
+    def ear(ask: Ask) -> Belief:
+        asked.append(ask)
+        return MIXTURE(ask)
+
+    result = drive(sampler_of(part)(x, grid, noise), ear)
+    rows = trace(find("samplers", part.name), grid, **part.knobs)
+    registers = {"start": x, **{f"noise_{i}": z for i, z in enumerate(drawn)}}
+    assert len(rows) - 1 == len(asked)
+    size = 1e-12 * max(1.0, float(x.abs().max()))
+    for i, ((state, level), want) in enumerate(zip(rows, [*asked, None], strict=True)):
+        got = sum((factor * registers[name] for name, factor in state.items()), torch.zeros_like(x))
+        torch.testing.assert_close(got, result if want is None else want.x, rtol=0, atol=size)
+        if want is not None and level is not None:
+            assert float(level.t) == float(want.level.t)
+            registers[f"x0_{i}"] = MIXTURE(Ask(got, level)).x0
+    assert {name for row in rows for name in row.state} <= set(registers)
+
+
+def test_a_sampler_that_is_not_linear_has_no_table() -> None:
+    def squares(x: Tensor, grid: Sequence[Level], noise: object) -> object:
+        belief = yield Ask(x, grid[0])
+        return torch.square(belief.x0)
+
+    def divides(x: Tensor, grid: Sequence[Level], noise: object) -> object:
+        belief = yield Ask(x, grid[0])
+        return grid[0].alpha / belief.x0
+
+    grid = build("grids", Part("trailing"), schedule_of("linear"), 1)
+    for sampler in (squares, divides):
+        with pytest.raises(BadArgument, match="not linear in its answers"):
+            trace(sampler, grid)
+
+
+# ---- rows and dtypes -----------------------------------------------------------------------------------------
+
+
+@every_path
+@every_sampler
+def test_an_image_does_not_depend_on_its_neighbours(part: Part, path: str) -> None:
+    """Row i alone is bit for bit row i of a batch, and moves no other row when it is changed."""
+    grid = build("grids", Part("trailing"), schedule_of(path), 6)
+    grid = grid[1:] if float(grid[0].alpha) == 0 else grid
+    x = normals(5, 2, seed=16) * float(grid[0].sigma)
+    whole = run(part, x, grid)
+    for i in (0, 3):
+        alone = drive(sampler_of(part)(x[i : i + 1], grid, Keyed(7, [i])), MIXTURE)
+        assert torch.equal(alone[0], whole[i])
+    x[2] = 50.0
+    moved = run(part, x, grid)
+    assert torch.equal(moved[[0, 1, 3, 4]], whole[[0, 1, 3, 4]])
+    assert not torch.equal(moved[2], whole[2])
+
+
+@every_path
+@every_sampler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_state_keeps_its_dtype(part: Part, path: str, dtype: torch.dtype) -> None:
+    """Levels are 0-dim float64, which promote neither; float32 then follows float64 to rounding."""
+    grid = build("grids", Part("trailing"), schedule_of(path), 6)
+    grid = grid[1:] if float(grid[0].alpha) == 0 else grid
+    x = normals(3, 2, seed=17) * float(grid[0].sigma)
+    seen: set[torch.dtype] = set()
+
+    def ear(ask: Ask) -> Belief:
+        seen.add(ask.x.dtype)
+        assert {f.dtype for f in ask.level} == {torch.float64}
+        return MIXTURE(ask)
+
+    got = run(part, x.to(dtype), grid, ear)
+    assert seen | {got.dtype} == {dtype}
+    torch.testing.assert_close(got.double(), run(part, x, grid), rtol=0, atol=2e-5 if dtype == torch.float32 else 0)
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Part("ddim", {"eta": 1.5}), r"ddim eta: got 1.5, need a number in \[0, 1\]"),
+        (Part("ddim", {"eta": -0.1}), r"ddim eta: got -0.1, need a number in \[0, 1\]"),
+        (Part("ddim", {"eta": math.nan}), "ddim eta: got nan"),
+        (Part("ddpm", {"variance": "gamma"}), "ddpm variance: got 'gamma', need beta, beta-tilde or learned"),
+        (Part("heun", {"space": "lam"}), "heun space: got 'lam', need u or rho"),
+    ],
+    ids=label,
+)
+def test_bad_knobs_are_refused_before_the_first_question(part: Part, message: str) -> None:
+    grid = build("grids", Part("trailing"), schedule_of("linear"), 2)
+    with pytest.raises(BadArgument, match=message):
+        next(sampler_of(part)(torch.zeros(1, 2), grid, silent))
