@@ -60,7 +60,7 @@ def _root(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report; an older demo in it is replaced.")] = Path("demo"),
-    updates: Annotated[int, typer.Option(help="Updates of each of the two models.")] = 3000,
+    updates: Annotated[int, typer.Option(help="Updates of each of the two models.")] = 1500,
     samples: Annotated[int, typer.Option(help="How many DDIM-50 samples to score.")] = 2048,
 ) -> None:
     """Train, sample and score small digits, and write demo/report.html (under 5 minutes on 2 cores)."""
@@ -181,6 +181,8 @@ def evaluate(
     changes = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
     bundle = jobs.with_plan(bundle, changes, settings or ())
     used = bundle.recipe.train.seed if seed is None else seed
+    if out is not None:
+        jobs.refuse_file(out)
     with Screen() as screen:
         figures = jobs.score_bundle(bundle, n, used, data, screen)
     print_scores(figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -33,6 +33,7 @@ __all__ = [
     "draw",
     "each_label",
     "open_bundle",
+    "refuse_file",
     "refuse_folder",
     "score_bundle",
     "with_plan",
@@ -94,6 +95,19 @@ def draw(bundle: Bundle, count: int, seed: int, label: Sequence[str] | None, scr
     )
 
 
+def refuse_file(path: Path) -> None:
+    """Refuse a file that could not be written or replaced, before any work is done.
+
+    Raises:
+        BadArgument: it is a folder, or its folder cannot be made.
+    """
+    if path.is_dir():
+        raise BadArgument(f"{path}: is a folder, need a file; choose another --out")
+    base = next(place for place in path.absolute().parents if place.exists())
+    if not (base.is_dir() and os.access(base, os.W_OK)):
+        raise BadArgument(f"{path}: cannot be made, as {base} is no folder that can be written; choose another --out")
+
+
 def refuse_folder(path: Path, overwrite: bool) -> None:
     """Refuse to write over something, before any work is done; only an older sample folder may be replaced.
 
@@ -101,15 +115,10 @@ def refuse_folder(path: Path, overwrite: bool) -> None:
         BadArgument: it exists, or cannot be made.
     """
     if not path.exists():
-        base = next(place for place in path.absolute().parents if place.exists())
-        if not (base.is_dir() and os.access(base, os.W_OK)):
-            raise BadArgument(
-                f"{path}: cannot be made, as {base} is no folder that can be written; choose another --out"
-            )
-        return
-    if not overwrite:
+        refuse_file(path)
+    elif not overwrite:
         raise BadArgument(f"{path}: exists already; choose another --out, or --overwrite")
-    if not (path / "sample.json").is_file():
+    elif not (path / "sample.json").is_file():
         raise BadArgument(
             f"{path}: is not a folder of samples (no sample.json), so it is not overwritten; choose another --out"
         )
@@ -142,6 +151,11 @@ def write_samples(
             files[f"{i:06d}.png"] = lambda p, one=one: picture.image(one).save(p)
     else:
         files["samples.npy"] = lambda p: np.save(p, x.numpy())
+    _replace_folder(path, files)
+
+
+def _replace_folder(path: Path, files: Mapping[str, Callable[[Path], Any]]) -> None:
+    """Write a folder whole or not at all; an older one of its name goes only when the new one is there."""
     if not path.exists():
         return write_folder(path, files)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -208,5 +222,6 @@ def score_bundle(
 
 
 def write_figures(figures: Mapping[str, Any], path: Path) -> None:
-    """Write figures as JSON, whole or not at all."""
+    """Write figures as JSON, whole or not at all; the folder is made."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dict(figures))

@@ -151,6 +151,8 @@ COMMANDS = [
     ("show .", ".: holds no checkpoint"),
     ("eval nope", "nope: no such folder"),
     ("eval RUNS/pictures -n 1", "eval: got 1 samples, need at least 2"),
+    ("eval RUNS/pictures --out RUNS", "is a folder, need a file"),
+    ("eval RUNS/pictures --out RUNS/pictures/recipe.json/x.json", "recipe.json is no folder that can be written"),
     ("eval RUNS/pictures --data .", "digits knob: unknown name 'data'"),
     ("list rooms", "room: unknown name 'rooms'"),
     ("list samplers ddin", "samplers: unknown name 'ddin'; did you mean ddim or ddpm?"),

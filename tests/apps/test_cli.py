@@ -341,8 +341,8 @@ def test_eval_prints_the_figures_and_writes_them(inkdrop):
     inkdrop("train", "mixture1d", "--out", "run", "--max-steps", 2, *net)
     figures = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        out, _ = inkdrop("eval", "run", "-n", 60, "--seed", seed, "--out", f"{name}.json")
-        figures.append(json.loads(Path(f"{name}.json").read_text()))
+        out, _ = inkdrop("eval", "run", "-n", 60, "--seed", seed, "--out", f"figures/{name}.json")
+        figures.append(json.loads(Path(f"figures/{name}.json").read_text()))
         assert f"{figures[-1]['fid']:.4g}" in out
         assert f"{figures[-1]['fid_floor']:.4g}" in out
         assert "60 samples" in out

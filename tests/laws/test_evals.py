@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from inkdrop.evals.features import Pixels, features_for
 from inkdrop.evals.frechet import Moments, frechet
 from inkdrop.evals.judge import Judge
 from inkdrop.evals.kid import kid, mmd2
-from inkdrop.evals.nearest import Copies, copy_threshold, nearest
+from inkdrop.evals.nearest import Copies, Near, copy_threshold, nearest
 from inkdrop.evals.score import score
 from inkdrop.evals.stream import Reservoir, chunks, subset
 
@@ -606,21 +607,51 @@ def test_score_without_classes_says_so() -> None:
     assert [w for w in score([x], tiny, test, Pixels((1, 8, 8)))["warnings"] if "floor is of 40" in w]
 
 
+def test_score_holds_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come: neighbours are looked up for a chunk's worth at once, with the same figures."""
+    train, test, made = digits("train"), digits("test"), Pixels((1, 8, 8))
+    x, _ = train.take(range(300))
+    x = (x + 0.2 * torch.randn(x.shape, generator=draws(11))).clamp(-1, 1)
+    whole = score([x], train, test, made, held_out=40)
+    monkeypatch.setattr(stream, "_CHUNK_BYTES", 4 * 64 * 50)
+    looks: list[int] = []
+
+    def spy(query: Tensor, data: Arrays) -> Near:
+        looks.append(len(query))
+        return nearest(query, data)
+
+    monkeypatch.setattr("inkdrop.evals.score.nearest", spy)
+    parts = score(x.split(20), train, test, made, held_out=40)
+    assert parts["nearest"].pop("mean") == pytest.approx(whole["nearest"].pop("mean"), rel=1e-12)
+    assert parts["nearest"] == whole["nearest"]
+    assert looks == [40, 60, 60, 60, 60, 60]
+
+
 def test_score_hears_its_progress() -> None:
+    """The total is right from the start where labels say how many samples come, else from the last sample on."""
     train, test = digits("train"), digits("test")
-    heard: list[tuple[int, int, str]] = []
-    x, _ = train.take(range(60))
-    score(x.split(20), train, test, Pixels((1, 8, 8)), held_out=30, on_progress=lambda *call: heard.append(call))
-    assert heard[-1][0] == heard[-1][1] == 30 + 60 + 60 + 360 + 60
-    assert [a[0] < b[0] for a, b in pairwise(heard)] == [True] * (len(heard) - 1)
-    assert all(done <= total for done, total, _ in heard)
+    x, cond = train.take(range(60))
+    every = 30 + 60 + 60 + 360 + 60  # neighbours of held-out images, samples, their neighbours, FID's two sides
+    for labels in (None, cond.label):
+        heard: list[tuple[int, int, str]] = []
+
+        def hear(*call: Any, heard: list[tuple[int, int, str]] = heard) -> None:
+            heard.append(call)
+
+        score(x.split(20), train, test, Pixels((1, 8, 8)), held_out=30, labels=labels, on_progress=hear)
+        assert heard[-1][0] == every
+        assert all(a[0] < b[0] for a, b in pairwise(heard))
+        known = [
+            total for _, total, text in heard if labels is not None or text in ("held-out images", "training images")
+        ]
+        assert set(known) == {every}
 
 
 def test_score_refuses() -> None:
     train, test, made = digits("train"), digits("test"), Pixels((1, 8, 8))
     x, cond = train.take(range(4))
     for batches in ([], [x[:1]], [x[:0], x[:1]]):
-        with pytest.raises(BadArgument, match="need at least 2"):
+        with pytest.raises(BadArgument, match="samples, need at least 2"):
             score(batches, train, test, made)
     with pytest.raises(BadShape, match="need float"):
         score([x[:, :, :7]], train, test, made)

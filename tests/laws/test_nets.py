@@ -63,16 +63,18 @@ def found() -> dict[str, Callable[..., nn.Module]]:
 GUIDE = (Path(__file__).parents[2] / "docs/guides/nets.md").read_text(encoding="utf-8")
 
 
-def run_guide() -> dict[str, Any]:
-    """The names that the guide's Python blocks leave behind, run in one namespace."""
+def run_guide(first: str) -> dict[str, Any]:
+    """The names that the guide's Python block with this first line leaves behind."""
     namespace: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", GUIDE, flags=re.MULTILINE | re.DOTALL):
-        exec(compile(block, "docs/guides/nets.md", "exec"), namespace)  # noqa: S102, the guide is our own
+        if block.startswith(f"{first}\n"):
+            exec(compile(block, "docs/guides/nets.md", "exec"), namespace)  # noqa: S102, the guide is our own
     return namespace
 
 
 HOUSE = found()
-NETS = {**HOUSE, "affine": run_guide()["affine"]}  # the guide's own example keeps the laws too
+# The guide's own example keeps the laws too.
+NETS = {**HOUSE, "affine": run_guide("# src/inkdrop/nets/affine.py")["affine"]}
 
 
 def make(name: str, shape: tuple[int, ...], **given: Any) -> nn.Module:
@@ -630,7 +632,7 @@ def test_a_patch_is_a_square_of_pixels() -> None:
 
 
 def test_the_guides_first_example_says_what_it_says() -> None:
-    left = run_guide()
+    left = run_guide("import torch")
     assert (left["net"].shape, left["net"].classes, left["net"].learned_variance) == ((3, 48, 32), 5, False)
     assert torch.equal(left["y"], torch.zeros(4, 3, 48, 32))
 
@@ -649,6 +651,19 @@ def test_the_cifar10_net_of_ddpm_has_its_published_size() -> None:
     with torch.device("meta"):
         assert count(unet_cifar10((3, 32, 32))) == 35_746_307  # google/ddpm-cifar10-32
         assert next(m.p for m in unet_cifar10((3, 32, 32)).modules() if isinstance(m, nn.Dropout)) == 0.1
+
+
+def test_the_cifar10_net_of_ddpm_attends_at_16_and_in_the_middle_by_one_head_and_adds_the_time() -> None:
+    sides: list[int] = []
+    with torch.device("meta"):
+        net = unet_cifar10((3, 32, 32))
+        for module in net.modules():
+            if isinstance(module, blocks.SelfAttention):
+                assert module.head_width == 256
+                module.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-1]))
+        net(torch.empty(1, 3, 32, 32), torch.empty(1))
+    assert sides == [16, 16, 4, 16, 16, 16]
+    assert not any(m.scale_shift for m in net.modules() if isinstance(m, blocks.ResBlock))
 
 
 def guide_rows() -> list[tuple[str, tuple[int, ...], int, int]]:

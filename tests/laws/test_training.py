@@ -27,6 +27,7 @@ from inkdrop.errors import BadArgument, BadCheckpoint, Diverged, InkdropWarning
 from inkdrop.find import Part
 from inkdrop.recipe import Train, open_data
 from inkdrop.train.ema import Ema
+from inkdrop.train.interrupt import hold_interrupts
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.order import learning_rate, rows_of
 from inkdrop.train.trainer import Trainer
@@ -280,6 +281,19 @@ def test_a_log_that_was_cut_off_is_mended(unbroken, tmp_path):
             shutil.rmtree(run / "checkpoints" / f"step-{late:08d}")
 
 
+def test_a_log_with_a_hole_does_not_stop_a_run(unbroken, tmp_path):
+    """The machine lost power after a checkpoint reached the disk, and lines before it did not."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    for late in (16, 24):
+        shutil.rmtree(run / "checkpoints" / f"step-{late:08d}")
+    lines = (run / "stats.jsonl").read_text().splitlines(keepends=True)
+    (run / "stats.jsonl").write_text("".join(lines[:4]) + lines[4][:20])
+    resume(run)
+    assert files_of(locate(run)) == files_of(locate(unbroken))
+    assert log_of(run) == [line for line in log_of(unbroken) if not 5 <= line["update"] <= 8]
+
+
 def test_ctrl_c_tears_nothing(unbroken, tmp_path, monkeypatch):
     """The signal arrives between the optimiser's step and the average's: the update is finished, then saved."""
     run, whole = tmp_path / "run", Ema.update
@@ -290,13 +304,31 @@ def test_ctrl_c_tears_nothing(unbroken, tmp_path, monkeypatch):
         whole(self, net, update)
 
     heard: list[tuple[str, dict]] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Ema, "update", interrupted)
-        fit(points(dropout=0.3), run, heard=lambda kind, facts: heard.append((kind, facts)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ema, "update", interrupted)
+            fit(points(dropout=0.3), run, heard=lambda kind, facts: heard.append((kind, facts)))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert heard[-1] == ("end", {"update": 13, "why": "interrupted"})
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resume(run)
     assert files_of(locate(run)) == files_of(locate(unbroken))
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """As in a process that runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        try:
+            with hold_interrupts():
+                os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            pytest.fail("it was raised")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(unbroken, tmp_path):
@@ -307,13 +339,16 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(unbroken, tmp_pa
     assert_same_run(run, unbroken)
 
 
-def test_a_finished_run_is_left_as_it_is(unbroken, tmp_path):
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    """Also where its end, 13, was due for nothing."""
     run = tmp_path / "run"
-    shutil.copytree(unbroken, run)
+    fit(points(steps=13), run)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    resume(run)
+    heard: list[str] = []
+    resume(run, heard=lambda kind, facts: heard.append(kind))
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
-    with pytest.raises(BadArgument, match="max_steps: got 10, but the run is at update 24"):
+    assert heard == ["end"]
+    with pytest.raises(BadArgument, match="max_steps: got 10, but the run is at update 13"):
         resume(run, max_steps=10)
 
 

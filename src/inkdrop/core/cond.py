@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ class Cond:
     nulls: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = {name: len(f) for name in FIELDS if (f := getattr(self, name)) is not None}
-        if len(set(sizes.values())) > 1:
+        sizes = {name: f.shape[0] for name in FIELDS if (f := getattr(self, name)) is not None}
+        if any(a != b for a, b in pairwise(sizes.values())):  # no set and no len: torch.export keeps B free
             raise BadShape(f"cond: fields of different batch size {sizes}; give each one row an image")
         if self.label is not None and (self.label.ndim != 1 or self.label.dtype != torch.int64):
             raise BadShape(f"cond label: got {self.label.dtype} {tuple(self.label.shape)}, need int64 (B,)")
@@ -67,7 +68,7 @@ class Cond:
     def null_rows(self, name: str) -> Tensor:
         """(B,) bool: the rows in which field `name` is null."""
         f = getattr(self, name)
-        return self.nulls.get(name, torch.zeros(len(f), dtype=torch.bool, device=f.device))
+        return self.nulls.get(name, torch.zeros(f.shape[0], dtype=torch.bool, device=f.device))
 
     def null(self, rows: Tensor | None = None, only: Sequence[str] | None = None) -> Cond:
         """The same with fields set to null.

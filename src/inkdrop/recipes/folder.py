@@ -12,6 +12,6 @@ def folder() -> Recipe:
     """A folder of your images: channels, size and classes are inferred. Give --data PATH."""
     return Recipe(
         data=Part("folder"),
-        net=Part("unet", {"width": 64, "multipliers": (1, 2, 2), "attention": (2,)}),
+        net=Part("unet", {"width": 32, "multipliers": (1, 2, 4), "attention": (2,)}),
         train=Train(steps=20_000, batch=64, lr=5e-4, warmup=500, ema=0.999, preview_every=500, save_every=1000),
     )

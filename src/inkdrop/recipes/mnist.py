@@ -14,6 +14,6 @@ def mnist() -> Recipe:
     return Recipe(
         data=Part("mnist"),
         net=Part("unet_mnist"),
-        train=Train(steps=5000, batch=128, lr=1e-3, warmup=200, ema=0.998, preview_every=500, save_every=500),
+        train=Train(steps=3000, batch=128, lr=1e-3, warmup=200, ema=0.998, preview_every=500, save_every=500),
         plan=Plan(steps=50, guide=(Part("clip"), Part("cfg", {"scale": 1.0}))),
     )

@@ -13,11 +13,11 @@ __all__ = ["hold_interrupts"]
 
 @contextmanager
 def hold_interrupts() -> Iterator[None]:
-    """Raise a KeyboardInterrupt only after the block, so that what the block changes together is changed whole.
+    """Let Ctrl-C be heard only after the block, so that what the block changes together is changed whole.
 
-    Signals reach the main thread alone; elsewhere this does nothing.
+    Signals reach the main thread alone; elsewhere, and where C code handles them, this does nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
         yield
         return
     held: list[int] = []
@@ -31,4 +31,4 @@ def hold_interrupts() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if held:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)

@@ -127,8 +127,9 @@ def resume(
         trainer.load(locate(run))
     if max_steps is not None and max_steps <= trainer.update:
         raise BadArgument(f"max_steps: got {max_steps}, but the run is at update {trainer.update}; give more, or none")
-    _cut_log(run / "stats.jsonl", trainer)
-    write_atomically(run / "recipe.json", dump(changed))
+    if trainer.update < changed.train.steps:
+        _cut_log(run / "stats.jsonl", trainer)
+        write_atomically(run / "recipe.json", dump(changed))
     trainer.run(max_steps=max_steps, max_time=max_time)
     return trainer.bundle()
 
