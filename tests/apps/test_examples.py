@@ -186,7 +186,7 @@ def test_ddpm_vs_ddim(folder: Path) -> None:
 
 def test_linear_vs_cosine(folder: Path) -> None:
     """Two runs that differ in their schedule alone, each sampled in 10 steps from the same noise."""
-    quick("linear_vs_cosine", folder)
+    said = quick("linear_vs_cosine", folder)
     runs = {name: folder / "out" / f"{name}-quick" for name in ("linear", "cosine")}
     recipes = {name: json.loads((run / "recipe.json").read_text(encoding="utf-8")) for name, run in runs.items()}
     assert {name: recipe.pop("schedule")["name"] for name, recipe in recipes.items()} == {n: n for n in runs}
@@ -195,8 +195,10 @@ def test_linear_vs_cosine(folder: Path) -> None:
     assert {model.card["updates"] for model in models.values()} == {recipes["linear"]["train"]["steps"]}
     drawn = tiles(Image.open(folder / "out" / "linear_vs_cosine.png"), 8, 3, 20, scale=6, left=130).split(20)
     assert_drawn(drawn[0], start_noise(20, 8, 0))
-    for row, model in zip(drawn[1:], models.values(), strict=True):
-        assert_drawn(row, inkdrop.sample(model, 20, seed=0, sampler="ddim", steps=10))
+    for row, (name, model) in zip(drawn[1:], models.items(), strict=True):
+        x = inkdrop.sample(model, 200, seed=0, sampler="ddim", steps=10, guidance=1)
+        assert_drawn(row, x[:20])
+        assert f"{name}: contrast {x.std():.3f} in 10 steps" in said
     assert float((drawn[1].float() - drawn[2].float()).abs().mean()) > 2  # of 255
 
 

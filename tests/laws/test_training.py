@@ -408,16 +408,16 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 # ---- R16: early, honest feedback ---------------------------------------------------------------------------------
 
 
-def test_a_preview_and_a_held_out_loss_come_by_update_100(tmp_path):
-    """Whatever the recipe's own period; and once each, also where the run ends there."""
+@pytest.mark.parametrize(("steps", "looks"), [(100, [100]), (101, [100, 101])])
+def test_a_preview_and_a_held_out_loss_come_by_update_100(steps, looks, tmp_path):
+    """Whatever the recipe's own period, and at the end; once, where that is the same."""
     seen: list[tuple[str, int]] = []
-    recipe = points(steps=100, batch=2, preview_every=10_000, save_every=10_000, log_every=50)
+    recipe = points(steps=steps, batch=2, preview_every=10_000, save_every=10_000, log_every=50)
     fit(recipe, tmp_path, heard=lambda kind, facts: seen.append((kind, facts["update"])))
-    assert [s for s in seen if s[0] != "update"] == [
-        ("held_out", 100), ("preview", 100), ("checkpoint", 100), ("end", 100),
-    ]  # fmt: skip
-    assert [line["update"] for line in log_of(tmp_path) if "held_out" in line] == [100]
-    assert [p.name for p in (tmp_path / "previews").iterdir()] == ["step-00000100.png"]
+    expected = [(kind, update) for update in looks for kind in ("held_out", "preview")]
+    assert [s for s in seen if s[0] != "update"] == [*expected, ("checkpoint", steps), ("end", steps)]
+    assert [line["update"] for line in log_of(tmp_path) if "held_out" in line] == looks
+    assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == [f"step-{n:08d}.png" for n in looks]
 
 
 def test_previews_start_from_the_same_noise_at_every_step():

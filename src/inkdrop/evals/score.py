@@ -51,16 +51,27 @@ class _Pool:
 
 
 class _Meter:
-    """Counts images over all phases; the total is what is known of it so far."""
+    """Counts images over all phases; the total is what is known of it so far.
 
-    def __init__(self, on_progress: Progress | None, total: int) -> None:
-        self._tell, self._done, self.total = on_progress, 0, total
+    Args:
+        on_progress: is told.
+        held_out: how many held-out images are looked at, by neighbours and by features.
+        train: how many training images there are for the floor.
+        samples: how many samples are expected; 0 if that is not known.
+    """
+
+    def __init__(self, on_progress: Progress | None, held_out: int, train: int, samples: int) -> None:
+        self._tell, self._held_out, self._train, self._done = on_progress, held_out, train, 0
+        self.expect(samples)
+
+    def expect(self, samples: int) -> None:
+        self._total = self._held_out + 2 * samples + min(samples, self._train)
 
     def add(self, count: int, text: str) -> None:
         self._done += count
-        self.total = max(self.total, self._done)
+        self._total = max(self._total, self._done)
         if self._tell is not None:
-            self._tell(self._done, self.total, text)
+            self._tell(self._done, self._total, text)
 
 
 def score(
@@ -78,8 +89,8 @@ def score(
 ) -> dict[str, Any]:
     """Score samples against the held-out images of their data set.
 
-    FID and KID compare the samples with all of `test`; their floors compare as many training images (a random subset,
-    or all where there are fewer) with it. Memory does not grow with N: KID sees a random 10,000 of each set at most.
+    FID and KID compare the samples with all of `test`; their floors compare as many training images, or all there are,
+    with it. Memory does not grow with N: KID sees a random 10,000 of each set at most.
 
     Args:
         batches: the samples, float (B, C, *S) in [-1, 1] each, N ≥ 2 in all.
@@ -94,9 +105,8 @@ def score(
         on_progress: is told how many images of all phases are done.
 
     Returns:
-        Plain JSON without NaN; the guide on evaluation explains each entry: n, shape, resize, reference, splits,
-        features, fid, fid_floor, kid, kid_floor, floor_n, classes and classes_real (both None without a classifier),
-        nearest, warnings, seconds.
+        Plain JSON without NaN, see the guide on evaluation: n, shape, resize, reference, splits, features, fid,
+        fid_floor, kid, kid_floor, floor_n, classes, classes_real (None without classifier), nearest, warnings, seconds.
 
     Raises:
         BadArgument: fewer than 2 samples, held-out or training images; a number out of range.
@@ -106,22 +116,20 @@ def score(
     _check(train, test, held_out, labels)
     began = time.monotonic()
     rows = subset(len(test), held_out, seed=seed)
-    expected = 0 if labels is None else len(labels)
-    meter = _Meter(on_progress, len(rows) + 2 * expected + len(test) + min(len(train), expected))
+    meter = _Meter(on_progress, len(rows) + len(test), len(train), 0 if labels is None else len(labels))
     copies = Copies(torch.cat([_distances(x, train, meter) for _, x, _ in chunks(test, rows=rows)]))
     made = _read_samples(batches, train, features, labels, copies, seed, meter)
-    floor_rows = subset(len(train), made.moments.n, seed=seed, draw=1)
-    meter.total = len(rows) + 2 * made.moments.n + len(test) + len(floor_rows)
+    meter.expect(n := made.moments.n)
     real = _read(test, None, features, seed, meter, "held-out images")
-    floor = _read(train, floor_rows, features, seed, meter, "training images")
+    floor = _read(train, subset(len(train), n, seed=seed, draw=1), features, seed, meter, "training images")
     figures = {
-        "n": made.moments.n,
+        "n": n,
         **_setting(train, test, features),
         "fid": made.fid(real),
         "fid_floor": floor.fid(real),
         "kid": made.kid(real, subsets, subset_size, seed),
         "kid_floor": floor.kid(real, subsets, subset_size, seed),
-        "floor_n": len(floor_rows),
+        "floor_n": floor.moments.n,
         **_verdicts(made.judge, real.judge),
         "nearest": copies.report(),
     }

@@ -15,5 +15,5 @@ def digits() -> Recipe:
         data=Part("digits"),
         net=Part("unet_digits"),
         train=Train(steps=3000, batch=128, lr=3e-3, warmup=100, ema=0.998, preview_every=500, save_every=1000),
-        plan=Plan(steps=50, guide=(Part("clip"), Part("cfg", {"scale": 2.0}))),
+        plan=Plan(steps=50, guide=(Part("clip"), Part("cfg", {"scale": 1.0}))),
     )
