@@ -12,6 +12,8 @@ import typer
 from inkdrop import __version__
 from inkdrop.errors import Busy, Cancelled, InkdropError
 
+__all__ = ["app", "main"]
+
 app = typer.Typer(
     name="inkdrop",
     no_args_is_help=True,

@@ -118,7 +118,7 @@ TRAIN = [
     ("sampler=ddpm sampler.variance=learned", "this net does not predict a variance"),
     ("grid.offset=1", "trailing knob: unknown name 'offset'"),
     ("cfg.scale=-1", "cfg scale: got -1, need a finite number of at least 0"),
-    ("train.null_rate=0", "trained without dropped conditions (train.null_rate=0)"),
+    ("train.null_rate=0 cfg.scale=2", "trained without dropped conditions (train.null_rate=0)"),
     ("clip.low=2", "clip: got [2, 1], need low < high"),
 ]
 

@@ -229,8 +229,9 @@ def test_each_variance_of_ddpm_is_exact_where_ho_et_al_say_it_is() -> None:
 @every_path
 @pytest.mark.parametrize("part", STOCHASTIC, ids=label)
 def test_a_stochastic_sampler_keeps_the_mixture_s_moments(part: Part, path: str) -> None:
-    """10,000 rows from the exact marginal at rho = 5 down to rho = 0.7, where noise is half of the variance: mean and
-    covariance within 4.5 standard errors, of which the steps' own bias is below one. Noise that is 5 % strong is seen."""
+    """10,000 rows from the exact marginal at rho = 5 to rho = 0.7, where noise is half of the variance: mean and
+    covariance within 4.5 standard errors, of which the steps' own bias is below one. Noise 5 % too strong is seen, but
+    for eta = 0.5, where the exact moments above see it."""
     whole, n = between(path, 150), 10_000
     grid = whole[: sum(float(level.rho) > 0.7 for level in whole) + 1]
     gen = torch.Generator().manual_seed(5)
@@ -377,7 +378,7 @@ def test_euler_on_the_straight_path_is_flow_matching_s() -> None:
 
 
 def test_heun_in_rho_is_karras_algorithm_1() -> None:
-    """With D the denoiser and no churn: d = (x − D)/sigma, an Euler step, then the mean of both slopes; not at the end."""
+    """With D the denoiser and no churn: d = (x − D)/sigma, an Euler step, the mean of both slopes but at the end."""
     schedule = schedule_of("edm")
     grid = build("grids", Part("karras"), schedule, 8)
     x = want = schedule.start(normals(3, 2, seed=11))
