@@ -325,7 +325,7 @@ def table(*, betas: tuple[float, ...], zero_terminal: bool = False) -> Table:
 
 
 def vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-    """Continuous VP: log alpha = −t²·(beta_max − beta_min)/4 − t·beta_min/2 (Song et al. 2021, eq. 29)."""
+    """Continuous VP: log alpha = −t²·(beta_max − beta_min)/4 − t·beta_min/2 (Song et al. 2021, appendix C)."""
     if not 0 < beta_min <= beta_max < math.inf:
         raise BadArgument(f"vp betas: got {beta_min:g}, {beta_max:g}, need 0 < beta_min <= beta_max, both finite")
     return _VP(beta_min, beta_max)
@@ -345,7 +345,7 @@ def continuous_cosine(*, lam_end: float = -7.5) -> Schedule:
 def edm(*, rho_min: float = 0.002, rho_max: float = 80.0, power: float = 7.0) -> Schedule:
     """EDM (variance exploding): alpha = 1, sigma^{1/power} linear from rho_min to rho_max (Karras et al. 2022, eq. 5).
 
-    Time runs so that n equal steps of t are exactly their n-step grid.
+    Time runs so that n equally spaced times from 1 to 1/T, then clean, are exactly their n-step grid (grids: karras).
     """
     if not (0 < rho_min < rho_max < math.inf and 0 < power < math.inf):
         raise BadArgument(
