@@ -19,6 +19,7 @@ from inkdrop.cli import main
 from inkdrop.errors import BadArgument, Busy, Cancelled
 from inkdrop.find import Part
 from inkdrop.train.loop import fit
+from inkdrop.train.trainer import Trainer
 from runs import digits, points
 
 pytestmark = pytest.mark.app
@@ -47,6 +48,16 @@ def inkdrop(tmp_path, monkeypatch, capsys):
         return end.value.code or 0, shown.out, shown.err
 
     return run
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """What is to be refused fails at once where it is not, instead of training for minutes."""
+
+    def step(*args: object) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -124,6 +135,7 @@ TRAIN = [
 
 
 @pytest.mark.parametrize(("settings", "fragment"), TRAIN, ids=[row[0] for row in TRAIN])
+@pytest.mark.usefixtures("idle")
 def test_a_recipe_that_cannot_work(settings, fragment, inkdrop, tmp_path):
     each = [part for text in (*TINY, *settings.split(" ")) for part in ("--set", text)]
     refused(inkdrop("train", "digits", "--out", "run", "--max-steps", "1", *each), fragment)
@@ -182,6 +194,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "fragment"), COMMANDS, ids=[row[0] for row in COMMANDS])
+@pytest.mark.usefixtures("idle")
 def test_a_command_that_cannot_work(command, fragment, inkdrop, runs, tmp_path):
     before = tree(runs)
     refused(inkdrop(*command.replace("RUNS", str(runs)).split(" ")), fragment)
@@ -238,6 +251,7 @@ JSON = [
 
 
 @pytest.mark.parametrize(("content", "fragment"), JSON)
+@pytest.mark.usefixtures("idle")
 def test_a_recipe_json_that_says_something_else(content, fragment, inkdrop, tmp_path):
     (tmp_path / "recipe.json").write_text(content if isinstance(content, str) else json.dumps(content))
     refused(inkdrop("train", "recipe.json", "--out", "run"), fragment)
@@ -279,6 +293,7 @@ def out_of_range(folder: Path) -> None:
         (out_of_range, "[-1, 1]"),
     ],
 )
+@pytest.mark.usefixtures("idle")
 def test_a_folder_that_cannot_be_trained_on(make, fragment, inkdrop, tmp_path):
     make(tmp_path / "photos")
     before = tree(tmp_path)
@@ -290,6 +305,7 @@ def test_a_folder_that_cannot_be_trained_on(make, fragment, inkdrop, tmp_path):
 # ---- disks and the rest ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("idle")
 def test_what_is_there_is_not_written_over(inkdrop, runs, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")

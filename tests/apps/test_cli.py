@@ -141,7 +141,7 @@ def test_max_time_ends_a_run_and_it_can_be_resumed_and_lengthened(inkdrop):
     assert 1 <= reached < 1000
     _, err = inkdrop("resume", "run", "--max-steps", reached + 2)
     assert f"stopped at update {reached + 2}: max-steps" in err
-    inkdrop("resume", "run", "--set", f"train.steps={reached + 3}")
+    inkdrop("resume", "run", "--set", f"train.steps={reached + 3}", "--max-steps", reached + 9)
     assert load("run").card["updates"] == reached + 3
     assert read(Path("run/recipe.json")).train.steps == reached + 3
     _, err = inkdrop("resume", "run")

@@ -125,11 +125,11 @@ def test_an_image_is_the_same_at_any_count_and_batch(sampler):
     assert (whole[0] - whole[3]).abs().max() > 0.1, "images of one class differ by their noise"
     parts = {"4 of them": draw("4 of them", 4), "one by one": draw("one by one", 5, batch=1)}
     parts["by 7"] = draw("by 7", 16, batch=7)
-    parts["from 6"] = draw("from 6", 5, first=6)
+    parts["from 7"] = draw("from 7", 5, first=7)
     all_starts = torch.cat(starts["16 at once"])
     assert torch.equal(all_starts, Keyed(11, range(16)).start((16, 1, 8, 8)))
     for name, x in parts.items():
-        at = slice(6, 11) if name == "from 6" else slice(0, len(x))
+        at = slice(7, 12) if name == "from 7" else slice(0, len(x))
         assert torch.equal(torch.cat(starts[name]), all_starts[at]), name
         torch.testing.assert_close(x, whole[at], rtol=0, atol=1e-4)
     assert not torch.equal(sample(bundle, 4, seed=12), parts["4 of them"])

@@ -313,12 +313,6 @@ def test_what_cannot_be_sampled_is_one_line(options, error, match, model):
     assert "\n" not in str(caught.value)
 
 
-def test_a_net_with_its_own_dtype_gives_float32_samples(model):
-    half = replace(model, denoiser=model.denoiser.bfloat16())
-    assert next(half.denoiser.parameters()).dtype == torch.bfloat16
-    assert sample(half, 2).dtype == torch.float32
-
-
 # ---- recipes as JSON ---------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ def fit(
     recipe: Recipe | str | Path,
     out: Path | str,
     *,
+    data: Path | str | None = None,
     settings: Iterable[str] = (),
     max_steps: int | None = None,
     max_time: float | None = None,
@@ -53,6 +54,7 @@ def fit(
     Args:
         recipe: a Recipe, the name of one in recipes/, or the path of a recipe.json.
         out: a folder that holds no run yet.
+        data: where your data are, like the command line's --data.
         settings: changes as "slot.knob=value", like the command line's --set.
         max_steps: stop after so many updates, ≥ 1.
         max_time: stop after so many seconds.
@@ -63,7 +65,7 @@ def fit(
         BadArgument: the folder holds a run, or a setting is wrong.
         Diverged: the loss left the finite numbers.
     """
-    made, out = choose(recipe, settings=settings), Path(out)
+    made, out = choose(recipe, data=None if data is None else Path(data), settings=settings), Path(out)
     if (out / "recipe.json").exists():
         raise BadArgument(f"{out}: holds a run already; resume it, or choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
