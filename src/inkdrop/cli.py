@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from inkdrop import __version__
 from inkdrop.errors import Busy, Cancelled, InkdropError
+
+if TYPE_CHECKING:
+    from inkdrop.bundle import Bundle
 
 __all__ = ["app", "main"]
 
@@ -65,7 +68,10 @@ def demo(
     updates: Annotated[int, typer.Option(help="Updates of each of the two models.")] = 1500,
     samples: Annotated[int, typer.Option(help="How many DDIM-50 samples to score.")] = 2048,
 ) -> None:
-    """Train, sample and score small digits, and write demo/report.html (under 5 minutes on 2 cores)."""
+    """Train, sample and score small digits; write a report.
+
+    demo/report.html, in under 5 minutes on 2 cores.
+    """
     from inkdrop.demo.run import run_demo
     from inkdrop.screen import Screen
 
@@ -87,7 +93,10 @@ def train(
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """Train a recipe in a new run folder (default: runs/RECIPE)."""
+    """Train a recipe in a new run folder.
+
+    The folder is runs/RECIPE unless --out names another.
+    """
     from inkdrop.screen import Screen, print_dry_run
     from inkdrop.train.dry import dry_run as look
     from inkdrop.train.loop import choose, fit
@@ -97,29 +106,41 @@ def train(
         return print_dry_run(made, look(made, device))
     target = out or Path("runs") / Path(recipe).stem
     with Screen() as screen:
-        fit(
-            made, target, max_steps=max_steps, max_time=max_time, heard=screen.training(seconds=max_time), device=device
-        )
-    typer.echo(f"trained: {target}\nnext:    inkdrop sample {target} -n 16")
-    return None
+        heard = screen.training(seconds=max_time)
+        bundle = fit(made, target, max_steps=max_steps, max_time=max_time, heard=heard, device=device)
+    return _say_next(target, bundle)
+
+
+def _say_next(run: Path, bundle: Bundle) -> None:
+    """Where the run is, and what to do with it; before the end of its recipe a model is half trained."""
+    updates, steps = bundle.card["updates"], bundle.recipe.train.steps
+    typer.echo(f"trained: {run}, {updates:,} of {steps:,} updates\nnext:    inkdrop sample {run} -n 16")
+    if updates < steps:
+        typer.echo(f"or:      inkdrop resume {run}")
 
 
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[Path | None, typer.Option(help="Where the data are, if they moved.")] = None,
     settings: Set = None,
     max_steps: MaxSteps = None,
     max_time: MaxTime = None,
     device: Device = "auto",
 ) -> None:
-    """Go on with a run from its newest checkpoint (--set train.steps=... to lengthen it)."""
+    """Go on with a run from its newest checkpoint.
+
+    --set train.steps=... lengthens it.
+    """
     from inkdrop.screen import Screen
     from inkdrop.train import loop
 
     with Screen() as screen:
-        heard = screen.training(seconds=max_time)
-        loop.resume(run, settings=settings or (), max_steps=max_steps, max_time=max_time, heard=heard, device=device)
-    typer.echo(f"trained: {run}\nnext:    inkdrop sample {run} -n 16")
+        heard, changes = screen.training(seconds=max_time), settings or ()
+        bundle = loop.resume(
+            run, data=data, settings=changes, max_steps=max_steps, max_time=max_time, heard=heard, device=device
+        )
+    _say_next(run, bundle)
 
 
 @app.command()
@@ -142,7 +163,11 @@ def sample(
     trust: Trust = False,
     device: Device = "auto",
 ) -> None:
-    """Draw samples from a trained model: grid.png, single images and sample.json in a new folder."""
+    """Draw samples from a trained model.
+
+    A new folder (./samples unless --out names another) gets grid.png, sample.json and the single images;
+    samples.npy in their place where they are no pictures.
+    """
     from inkdrop import jobs
     from inkdrop.screen import Screen
 
@@ -175,7 +200,10 @@ def evaluate(
     trust: Trust = False,
     device: Device = "auto",
 ) -> None:
-    """Score a model: FID, KID, classes, confidence and copies, with the real data's figures beside them."""
+    """Score a model, with real data beside it.
+
+    FID, KID, classes, sureness, and copies of training images.
+    """
     from inkdrop import jobs
     from inkdrop.screen import Screen, print_scores
 
@@ -194,7 +222,7 @@ def evaluate(
 
 @app.command()
 def show(checkpoint: Checkpoint) -> None:
-    """Say what a run or a checkpoint holds: recipe, data, updates, losses."""
+    """Say what a run or a checkpoint holds."""
     from inkdrop.bundle import locate, read_manifest
     from inkdrop.screen import print_card
 
@@ -207,7 +235,7 @@ def list_parts(
     room: Annotated[str | None, typer.Argument(help="samplers, nets, recipes, ...")] = None,
     name: Annotated[str | None, typer.Argument(help="One of them, for its knobs.")] = None,
 ) -> None:
-    """List the rooms, what a room holds, or the knobs of one thing."""
+    """List rooms, what one holds, or a part's knobs."""
     from inkdrop.screen import print_knobs, print_room, print_rooms
 
     if room is None:
@@ -220,13 +248,16 @@ def list_parts(
 
 @data.command("check")
 def check(path: Annotated[Path, typer.Argument(help="A folder of images, a .zip, or IDX files.")]) -> None:
-    """Read every file: shapes, classes, duplicates, and the ones that cannot be read."""
+    """Read every file of a data set and say what is there.
+
+    Sizes, classes, duplicates, and the files that cannot be read; exit code 2 if it cannot be trained on.
+    """
     from inkdrop.data.survey import survey
 
     found = survey(path)
     typer.echo(found.text())
     if not found.command:
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 def main(argv: list[str] | None = None) -> Any:

@@ -146,7 +146,8 @@ def check_knobs(what: str, function: Callable[..., Any], given: Mapping[str, Any
             raise BadArgument(f"{what}.{name}: got {value!r}, need {need} ({reason})") from None
     for name, param in known.items():
         if param.default is param.empty and name not in out:
-            raise BadArgument(f"{what}: needs a value for {name!r}; give it with --set or as {name}=...")
+            hint = "--data PATH" if name == "data" else f"--set SLOT.{name}=..."
+            raise BadArgument(f"{what}: needs a value for {name!r}; give {hint}")
     return out
 
 

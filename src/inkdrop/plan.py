@@ -300,8 +300,9 @@ def sample(
         on_step: called with (images done before this batch, step); returning True cancels.
         changes: of the plan: sampler, grid, steps, guidance, clip.
     """
-    if count < 1 or batch < 1:
-        raise BadArgument(f"sample: got count={count}, batch={batch}, need at least 1 of each")
+    for what, number in (("count", count), ("batch", batch)):
+        if number < 1:
+            raise BadArgument(f"sample {what}: got {number}, need at least 1")
     plan = _plan_of(model, plan, changes)
     every, out = _cond_of(model, count, label, cond, first), []
     for start in range(0, count, batch):

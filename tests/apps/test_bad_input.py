@@ -145,7 +145,7 @@ def test_a_recipe_that_cannot_work(settings, fragment, inkdrop, tmp_path):
 COMMANDS = [
     ("train digitz", "recipes: unknown name 'digitz'; did you mean digits?"),
     ("train nope.json", "recipe nope.json: cannot be read as JSON"),
-    ("train folder", "folder: needs a value for 'data'"),
+    ("train folder", "folder: needs a value for 'data'; give --data PATH"),
     ("train folder --data nope", "nope: no such folder or zip"),
     ("train folder --data .", "no images"),
     ("train digits --data .", "--data: got ., but the data set digits takes none; try: inkdrop train folder"),
@@ -171,7 +171,7 @@ COMMANDS = [
     ("data check nope", "nope: no such folder or zip"),
     ("sample nope", "nope: no such folder"),
     ("sample RUNS", "holds no checkpoint"),
-    ("sample RUNS/classes -n 0", "sample: got count=0"),
+    ("sample RUNS/classes -n 0", "sample count: got 0, need at least 1"),
     ("sample RUNS/classes --seed -1", "seed: got -1, need an integer in [0, 2^64)"),
     ("sample RUNS/classes --sampler dimm", "samplers: unknown name 'dimm'; did you mean ddim"),
     ("sample RUNS/classes --steps 0", "steps: got 0, need at least 1"),

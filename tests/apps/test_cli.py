@@ -314,6 +314,21 @@ def test_a_folder_of_arrays_with_5_channels(inkdrop):
     np.testing.assert_array_equal(shown[::scale, ::scale][1:7, 1:11], first)
 
 
+def test_a_run_goes_on_where_its_data_went(inkdrop, tmp_path, monkeypatch):
+    """The data's place is kept in full, so that a run can be resumed from any folder; --data says where it is now."""
+    write_images(Path("photos"), 8, (8, 8), "RGB")
+    inkdrop("train", "folder", "--data", "photos", "--out", "run", "--max-steps", 2, *SHORT)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out, _ = inkdrop("resume", tmp_path / "run", "--max-steps", 3)
+    assert "3 of 20,000 updates" in out
+    assert f"inkdrop resume {tmp_path / 'run'}" in out
+    (tmp_path / "photos").rename(tmp_path / "pictures")
+    inkdrop("resume", tmp_path / "run", "--max-steps", 4, code=2)
+    inkdrop("resume", tmp_path / "run", "--max-steps", 4, "--data", tmp_path / "pictures")
+    assert load(tmp_path / "run").card["updates"] == 4
+
+
 def test_points_have_a_picture_and_an_array(inkdrop):
     net = settings("net.width=8", "net.depth=1", "data.count=60", "train.batch=4", "plan.steps=2")
     inkdrop("train", "mixture1d", "--out", "run", "--max-steps", 2, *net)
@@ -328,7 +343,7 @@ def test_data_check_names_what_cannot_be_read(inkdrop):
     assert "4" in out
     content = Path("photos/2.png").read_bytes()
     Path("photos/2.png").write_bytes(content[: len(content) // 2])
-    out, _ = inkdrop("data", "check", "photos", code=1)
+    out, _ = inkdrop("data", "check", "photos", code=2)
     assert "2.png" in out
 
 

@@ -140,7 +140,7 @@ def test_notes_tell_what_the_rules_do(tmp_path):
         put(tmp_path / "floats" / f"{i}.npy", RNG.uniform(0, 1, (4, 4)))
     assert survey(tmp_path / "opaque").notes == ("alpha is opaque everywhere; --set data.channels=rgb leaves it out",)
     found = survey(tmp_path / "floats")
-    assert found.notes == ("no float is below 0; if they were meant as [0, 1], save 2·x − 1",)
+    assert found.notes[1:] == ("no float is below 0; if they were meant as [0, 1], save 2·x − 1",)
     assert found.modes == {"npy float64": 3}
     put(tmp_path / "floats" / "3.npy", RNG.uniform(-1, 1, (4, 4)))
     assert survey(tmp_path / "floats").notes == ()
@@ -169,3 +169,13 @@ def test_nothing_to_look_at_is_one_line(tmp_path, name):
         survey(tmp_path / name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_layout_of_arrays_is_said(tmp_path):
+    """(C, H, W) arrays are read as (H, W, C), so the survey says what it saw, and doubts what looks transposed."""
+    for name, shape in (("last", (16, 16, 5)), ("first", (5, 16, 16))):
+        put(tmp_path / name / "0.npy", RNG.uniform(-1, 1, shape).astype(np.float32))
+        put(tmp_path / name / "1.npy", RNG.uniform(-1, 1, shape).astype(np.float32))
+    last, first = survey(tmp_path / "last").notes, survey(tmp_path / "first").notes
+    assert ".npy is read as (H, W, C): 16×16 pixels of 5 channels" in last
+    assert any("5×16 pixels of 16 channels; if the files are (C, H, W), transpose them" in note for note in first)

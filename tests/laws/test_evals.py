@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -590,6 +591,15 @@ def test_scores_grow_with_the_damage(judge_of_digits: Classifier) -> None:
         assert a["kid"]["mean"] + 3 * a["kid"]["se"] < b["kid"]["mean"]
         assert a["classes"]["sure"] > b["classes"]["sure"]
     assert found[1]["fid"] > found[1]["fid_floor"]
+
+
+def test_a_judge_that_is_often_wrong_is_named(judge_of_digits: Classifier) -> None:
+    train, test = digits("train"), digits("test")
+    x, _ = train.take(range(40))
+    wrong = dataclasses.replace(judge_of_digits, accuracy=0.55)
+    got = score([x], train, test, wrong, held_out=30)
+    assert [w for w in got["warnings"] if "right on only 55.0% of held-out images" in w]
+    assert not [w for w in score([x], train, test, judge_of_digits, held_out=30)["warnings"] if "right on only" in w]
 
 
 def test_score_without_classes_says_so() -> None:

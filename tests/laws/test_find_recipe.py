@@ -380,8 +380,8 @@ BAD: list[tuple[str, type[InkdropError], Callable[[], object], str]] = [
         lambda: read(Path("/nowhere/recipe.json")),
         "recipe /nowhere/recipe.json: cannot be read as JSON",
     ),
-    ("count", BadArgument, lambda: sample(Pictures(), 0), "sample: got count=0, batch=256, need at least 1 of each"),
-    ("batch", BadArgument, lambda: sample(Pictures(), 2, batch=0), "got count=2, batch=0, need at least 1 of each"),
+    ("count", BadArgument, lambda: sample(Pictures(), 0), "sample count: got 0, need at least 1"),
+    ("batch", BadArgument, lambda: sample(Pictures(), 2, batch=0), "sample batch: got 0, need at least 1"),
     ("seed", BadArgument, lambda: sample(Pictures(), 1, seed=-1), "seed: got -1, need an integer in [0, 2^64)"),
     (
         "option",

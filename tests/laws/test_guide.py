@@ -145,7 +145,7 @@ def test_guidance_of_rows_with_levels_of_their_own() -> None:
 
 def test_only_what_is_guidable_is_guided() -> None:
     x, grid = start()
-    with pytest.raises(BadArgument, match="cfg: there is no condition to guide by; give a class"):
+    with pytest.raises(BadArgument, match="cfg: there is no condition to guide by; leave guidance out"):
         drive(cfg(ddim(x, grid, None), scale=1.0), Labelled())
     for bad in (-1.0, float("nan"), float("inf")):
         with pytest.raises(BadArgument, match="cfg scale: got .*, need a finite number of at least 0; try 1 to 8"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -516,6 +517,21 @@ def test_pictures_train_too(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run/previews").iterdir()) == [
         "step-00000004.png", "step-00000006.png",
     ]  # fmt: skip
+
+
+def test_a_preview_that_cannot_be_written_leaves_no_half(tmp_path, monkeypatch):
+    """The disk is full after recipe.json and run.json: the third file is the preview of update 4."""
+    whole, calls = os.fsync, itertools.count(1)
+
+    def full(handle: int) -> None:
+        if next(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadArgument, match=r"step-00000004\.png: cannot be written \(No space left"):
+        fit(digits(save_every=6), tmp_path / "run")
+    assert list((tmp_path / "run" / "previews").iterdir()) == []
 
 
 @pytest.mark.parametrize(

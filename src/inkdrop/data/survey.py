@@ -188,6 +188,11 @@ def _notes(layout: Layout, looks: dict[str, _Look]) -> list[str]:
         notes.append(f"{deep} colour PNGs of 16 bits are read with their upper 8; save uint16 .npy to keep all")
     if looks and all(look.opaque for look in looks.values()):
         notes.append("alpha is opaque everywhere; --set data.channels=rgb leaves it out")
+    raw = next((look.header for look in looks.values() if look.header.raw), None)
+    if raw is not None:
+        text = f".npy is read as (H, W, C): {raw.height}×{raw.width} pixels of {raw.bands} channels"
+        odd = raw.bands > max(4, min(raw.height, raw.width))
+        notes.append(f"{text}; if the files are (C, H, W), transpose them before training" if odd else text)
     floats = [look for look in looks.values() if look.header.dtype == "float32"]
     if floats and min(look.low for look in floats) >= 0:
         notes.append("no float is below 0; if they were meant as [0, 1], save 2·x − 1")

@@ -27,6 +27,9 @@ ENOUGH = 2048
 
 _KID_ROWS = 10_000
 
+_SOUND = 0.9
+"""A classifier that is right on fewer held-out images than this share is warned of."""
+
 
 class _Pool:
     """What is kept of one stream of images: moments, a bounded subset of the features, and the judge's tally."""
@@ -224,6 +227,12 @@ def _warnings(figures: dict[str, Any], labels: Tensor | None) -> list[str]:
     """What a reader of the figures must know, a sentence each."""
     n, dim, test_n = figures["n"], figures["features"]["dim"], figures["splits"]["test"]["n"]
     found = []
+    accuracy = figures["features"]["accuracy"]
+    if accuracy is not None and accuracy < _SOUND:
+        found.append(
+            f"the classifier is right on only {accuracy:.1%} of held-out images: its features, classes and sureness "
+            "say little; more images, or more of them held out, would help"
+        )
     if min(n, test_n) < ENOUGH:
         found.append(
             f"{n:,} samples against {test_n:,} held-out images: with fewer than {ENOUGH:,} of either FID is biased "

@@ -32,7 +32,9 @@ def cfg(sampling: Sampling, *, scale: float = 1.0) -> Sampling:
 
     def before(ask: Ask) -> Ask:
         if ask.cond is None or not ask.cond.present:
-            raise BadArgument("cfg: there is no condition to guide by; give a class, or leave guidance out")
+            raise BadArgument(
+                "cfg: there is no condition to guide by; leave guidance out, or give a model with classes a class"
+            )
         if scale == 1:
             return ask
         if scale == 0:

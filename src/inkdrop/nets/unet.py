@@ -259,7 +259,7 @@ def _check(
         raise BadArgument(f"unet blocks: got {blocks}, need at least 1")
     for level in attention:
         if not 0 <= level < len(multipliers):
-            raise BadArgument(f"unet attention: got level {level}, need 0 to {len(multipliers) - 1}")
+            raise BadArgument(f"unet attention: got level {level}, need 0 to {len(multipliers) - 1}; try attention=[]")
     if not 0 <= dropout < 1:
         raise BadArgument(f"unet dropout: got {dropout}, need at least 0 and below 1")
     if patch < 1:

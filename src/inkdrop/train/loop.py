@@ -34,7 +34,7 @@ def choose(recipe: Recipe | str | Path, *, data: Path | None = None, settings: I
                 f"--data: got {data}, but the data set {made.data.name} takes none; "
                 f"try: inkdrop train folder --data {data}"
             )
-        made = set_knobs(made, [f"data.data={json.dumps(str(data))}"])
+        made = set_knobs(made, [f"data.data={json.dumps(str(data.resolve()))}"])
     return set_knobs(made, settings)
 
 
@@ -91,6 +91,7 @@ def _check_limits(max_steps: int | None, max_time: float | None) -> None:
 def resume(
     run: Path | str,
     *,
+    data: Path | str | None = None,
     settings: Iterable[str] = (),
     max_steps: int | None = None,
     max_time: float | None = None,
@@ -103,6 +104,7 @@ def resume(
 
     Args:
         run: its folder.
+        data: where the data are now, if they moved; a warning says if they are not the same.
         settings: changes of the train fields only ("train.steps=20000"): another net would not fit.
         max_steps: stop after so many updates in all.
         max_time: stop after so many seconds of this call.
@@ -121,7 +123,8 @@ def resume(
         if not text.startswith("train."):
             raise BadArgument(f"resume --set: got {text!r}, need train.*; what was trained cannot change")
     _check_limits(max_steps, max_time)
-    changed = replace(recipe, train=set_knobs(recipe, settings).train)
+    where = None if data is None else Path(data)
+    changed = replace(choose(recipe, data=where), train=set_knobs(recipe, settings).train)
     trainer = Trainer(changed, run, heard, device)
     for rest in (run / "checkpoints").glob(".*.part"):  # of a save that was killed
         shutil.rmtree(rest)
