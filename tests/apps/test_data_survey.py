@@ -143,7 +143,7 @@ def test_notes_tell_what_the_rules_do(tmp_path):
     assert found.notes[1:] == ("no float is below 0; if they were meant as [0, 1], save 2·x − 1",)
     assert found.modes == {"npy float64": 3}
     put(tmp_path / "floats" / "3.npy", RNG.uniform(-1, 1, (4, 4)))
-    assert survey(tmp_path / "floats").notes == ()
+    assert survey(tmp_path / "floats").notes == (".npy is read as (H, W, C): 4×4 pixels of 1 channels",)
     put(tmp_path / "opaque" / "2.png", noise(4, 4, 4))
     assert survey(tmp_path / "opaque").notes == ()
     (tmp_path / "opaque" / "labels.csv").write_text("file,label\n0.png,x\n2.png,y")
