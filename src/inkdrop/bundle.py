@@ -29,7 +29,7 @@ from inkdrop.core.schedule import Schedule
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
 from inkdrop.plan import Plan
-from inkdrop.recipe import Recipe, denoiser_of, dump, read
+from inkdrop.recipe import Recipe, denoiser_of, dump, read, refuse_foreign_code
 
 __all__ = [
     "Bundle",
@@ -277,16 +277,6 @@ def _check_form(record: dict[str, Any]) -> None:
         raise BadCheckpoint("files and card must be JSON objects")
 
 
-def _refuse_foreign_code(thing: Any, folder: Path) -> None:
-    """A checkpoint must not make us import code ("my.module:thing") that its reader did not choose, by name or knob."""
-    if isinstance(thing, str) and ":" in thing:
-        raise BadCheckpoint(
-            f"{folder}: would import {thing}, code outside inkdrop; load it with trust=True (--trust) if you trust it"
-        )
-    for inner in thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else ():
-        _refuse_foreign_code(inner, folder)
-
-
 def load(
     path: Path | str, *, weights: Literal["ema", "raw"] = "ema", trust: bool = False, device: str = "cpu"
 ) -> Bundle:
@@ -304,7 +294,7 @@ def load(
     folder = locate(Path(path))
     record = read_manifest(folder)
     if not trust:
-        _refuse_foreign_code({**record["recipe"], "data": record["recipe"]["data"]["name"]}, folder)
+        refuse_foreign_code(record["recipe"], folder, BadCheckpoint)
     name = {"ema": "net.safetensors", "raw": "raw.safetensors"}.get(weights)
     if name is None:
         raise BadArgument(f"weights: got {weights!r}, need ema or raw")

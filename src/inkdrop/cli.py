@@ -44,7 +44,7 @@ Guidance = Annotated[
 Clip = Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip x0 to the data's range.")]
 Weights = Annotated[str, typer.Option(help="ema (averaged) or raw.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; image i of a seed is the same at any count. Default: the run's.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Allow a checkpoint to import code from outside inkdrop.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Allow its files to import code from outside inkdrop.")]
 
 
 def _version(wanted: bool) -> None:
@@ -92,6 +92,7 @@ def train(
         bool, typer.Option("--dry-run", help="Print recipe, parameters and memory; train nothing.")
     ] = False,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """Train a recipe in a new run folder.
 
@@ -101,7 +102,7 @@ def train(
     from inkdrop.train.dry import dry_run as look
     from inkdrop.train.loop import choose, fit
 
-    made = choose(recipe, data=data, settings=settings or ())
+    made = choose(recipe, data=data, settings=settings or (), trust=trust)
     if dry_run:
         return print_dry_run(made, look(made, device))
     target = out or Path("runs") / Path(recipe).stem
@@ -127,6 +128,7 @@ def resume(
     max_steps: MaxSteps = None,
     max_time: MaxTime = None,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """Go on with a run from its newest checkpoint.
 
@@ -138,7 +140,14 @@ def resume(
     with Screen() as screen:
         heard, changes = screen.training(seconds=max_time), settings or ()
         bundle = loop.resume(
-            run, data=data, settings=changes, max_steps=max_steps, max_time=max_time, heard=heard, device=device
+            run,
+            data=data,
+            settings=changes,
+            max_steps=max_steps,
+            max_time=max_time,
+            heard=heard,
+            device=device,
+            trust=trust,
         )
     _say_next(run, bundle)
 

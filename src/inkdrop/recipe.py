@@ -17,7 +17,7 @@ from inkdrop.errors import BadArgument, BadData, InkdropError, UnknownName
 from inkdrop.find import Part, build, check_knobs, find, knobs, parse
 from inkdrop.plan import Plan
 
-__all__ = ["Recipe", "Train", "denoiser_of", "dump", "open_data", "read", "set_knobs"]
+__all__ = ["Recipe", "Train", "denoiser_of", "dump", "open_data", "read", "refuse_foreign_code", "set_knobs"]
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,27 @@ def _refuse_unknown(kind: type, plain: Any, what: str) -> None:
         if name == "guide" and isinstance(value, list):
             for part in value:
                 _refuse_unknown(Part, part, f"{what}.{name}")
+
+
+def refuse_foreign_code(plain: dict[str, Any], where: Path, error: type[InkdropError] = BadArgument) -> None:
+    """A file must not make us import code ("my.module:thing") that its reader did not choose, by name or knob.
+
+    Args:
+        plain: a recipe as plain JSON; the knobs of its data, which hold paths, are not looked at.
+        where: the file, for the message.
+        error: what to raise.
+    """
+
+    def look(thing: Any) -> None:
+        if isinstance(thing, str) and ":" in thing:
+            raise error(
+                f"{where}: would import {thing}, code outside inkdrop; "
+                "load it with trust=True (--trust) if you trust it"
+            )
+        for inner in thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else ():
+            look(inner)
+
+    look({**plain, "data": plain["data"]["name"]})
 
 
 def open_data(part: Part, split: str) -> Data:

@@ -384,3 +384,20 @@ def test_a_warning_is_one_line_too(tmp_path):
     assert done.returncode == 0, done.stderr
     [line] = done.stderr.strip().splitlines()
     assert line.startswith("inkdrop: warning: schedule: at t = 1 a share")
+
+
+def test_a_strangers_recipe_imports_no_code(inkdrop, tmp_path, monkeypatch):
+    """recipe.json may name "my.module:thing" only with --trust, to train and to resume; nothing is called before."""
+    called = []
+    monkeypatch.setattr("os.system", lambda command: called.append(command))
+    fit(points(steps=2), tmp_path / "run", max_steps=1)
+    plain = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    for slot in ("data", "net"):
+        foreign = json.dumps({**plain, slot: {"name": "os:system", "knobs": {}}})
+        (tmp_path / "foreign.json").write_text(foreign)
+        (tmp_path / "run" / "recipe.json").write_text(foreign)
+        refused(inkdrop("train", "foreign.json", "--out", "out"), "would import os:system")
+        refused(inkdrop("resume", "run"), "would import os:system")
+        assert called == []
+    refused(inkdrop("train", "foreign.json", "--out", "out", "--trust"), "os:system")
+    assert not (tmp_path / "out").exists()

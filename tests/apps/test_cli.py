@@ -361,6 +361,8 @@ def test_eval_prints_the_figures_and_writes_them(inkdrop):
         assert f"{figures[-1]['fid']:.4g}" in out
         assert f"{figures[-1]['fid_floor']:.4g}" in out
         assert "60 samples" in out
+    for one in figures:
+        assert one.pop("seconds") >= 0  # the one entry that no two runs share
     assert figures[0] == figures[1]
     assert figures[0]["fid"] != figures[2]["fid"]
     assert (figures[0]["n"], figures[0]["seed"], figures[0]["checkpoint"]["updates"]) == (60, 1, 2)

@@ -11,15 +11,19 @@ from pathlib import Path
 from inkdrop.bundle import Bundle, checkpoints, locate
 from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.find import find, knobs
-from inkdrop.recipe import Recipe, dump, read, set_knobs
+from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
 from inkdrop.train.record import describe_run, write_atomically
 from inkdrop.train.trainer import Heard, Trainer, silent
 
 __all__ = ["choose", "fit", "resume"]
 
 
-def choose(recipe: Recipe | str | Path, *, data: Path | None = None, settings: Iterable[str] = ()) -> Recipe:
+def choose(
+    recipe: Recipe | str | Path, *, data: Path | None = None, settings: Iterable[str] = (), trust: bool = False
+) -> Recipe:
     """A recipe by its name or its recipe.json, with the data's place and other knobs set.
+
+    A recipe.json may name code outside inkdrop ("my.module:thing") only with `trust`; your own settings always may.
 
     Raises:
         UnknownName: no such recipe.
@@ -28,6 +32,8 @@ def choose(recipe: Recipe | str | Path, *, data: Path | None = None, settings: I
     if isinstance(recipe, str) and not recipe.endswith(".json"):
         recipe = find("recipes", recipe)()
     made = recipe if isinstance(recipe, Recipe) else read(Path(recipe))
+    if not isinstance(recipe, Recipe) and not trust:
+        refuse_foreign_code(dump(made), Path(recipe))
     if data is not None:
         if "data" not in knobs(find("data", made.data.name)):
             raise BadArgument(
@@ -48,6 +54,7 @@ def fit(
     max_time: float | None = None,
     heard: Heard = silent,
     device: str = "auto",
+    trust: bool = False,
 ) -> Bundle:
     """Train a recipe in a new run folder and return the averaged model.
 
@@ -60,12 +67,13 @@ def fit(
         max_time: stop after so many seconds.
         heard: f(kind, facts), told of updates, previews and checkpoints.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        trust: allow a recipe.json to name code outside inkdrop, which is imported and run.
 
     Raises:
         BadArgument: the folder holds a run, or a setting is wrong.
         Diverged: the loss left the finite numbers.
     """
-    made, out = choose(recipe, data=None if data is None else Path(data), settings=settings), Path(out)
+    made, out = choose(recipe, data=None if data is None else Path(data), settings=settings, trust=trust), Path(out)
     if (out / "recipe.json").exists():
         raise BadArgument(f"{out}: holds a run already; resume it, or choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -97,6 +105,7 @@ def resume(
     max_time: float | None = None,
     heard: Heard = silent,
     device: str = "auto",
+    trust: bool = False,
 ) -> Bundle:
     """Go on with a run from its newest checkpoint; the same numbers as if it had never stopped.
 
@@ -110,6 +119,7 @@ def resume(
         max_time: stop after so many seconds of this call.
         heard: as in fit.
         device: as in fit.
+        trust: as in fit.
 
     Raises:
         BadCheckpoint: it is no run folder, or its newest checkpoint is damaged.
@@ -118,7 +128,7 @@ def resume(
     run = Path(run)
     if not (run / "recipe.json").is_file():
         raise BadCheckpoint(f"{run}: is no run folder (it has no recipe.json); give the folder that train wrote")
-    recipe = read(run / "recipe.json")
+    recipe = choose(run / "recipe.json", trust=trust)
     for text in settings:
         if not text.startswith("train."):
             raise BadArgument(f"resume --set: got {text!r}, need train.*; what was trained cannot change")
