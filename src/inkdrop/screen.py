@@ -220,6 +220,9 @@ def print_scores(figures: dict[str, Any]) -> None:
         f"reference: {figures['splits']['test']['n']:,} held-out images; "
         f"real data: {figures['floor_n']:,} training images"
     )
+    plan = figures["plan"]
+    guide = ", ".join(_call(p) for p in plan["guide"]) or "no clipping, no guidance"
+    _print(f"sampled by {_call(plan['sampler'])}, {plan['steps']} steps of {_call(plan['grid'])}; {guide}")
     for warning in figures["warnings"]:
         _print(f"note: {warning}")
 

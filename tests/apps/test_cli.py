@@ -361,6 +361,7 @@ def test_eval_prints_the_figures_and_writes_them(inkdrop):
         assert f"{figures[-1]['fid']:.4g}" in out
         assert f"{figures[-1]['fid_floor']:.4g}" in out
         assert "60 samples" in out
+        assert "sampled by ddim, 2 steps of trailing; no clipping, no guidance" in out
     for one in figures:
         assert one.pop("seconds") >= 0  # the one entry that no two runs share
     assert figures[0] == figures[1]

@@ -43,6 +43,7 @@ def test_report_holds_every_picture_and_figure(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     for figure in shown(json.loads((folder / "figures.json").read_text())):
         assert figure in text
+    assert "x0 is clipped to the data's range" in text
     assert text.count("data:image/png;base64,") == len(list((folder / "pictures").glob("*.png"))) == 12
 
 
