@@ -15,7 +15,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -44,12 +43,11 @@ class Screen:
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._bars = Progress(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),  # all of it fits into 80 columns
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -87,7 +85,7 @@ class Screen:
 
         def heard(kind: str, facts: dict[str, Any]) -> None:
             if kind == "update":
-                note = f"loss {facts['loss']:.4f}  {facts['samples_per_second']:.0f} samples/s"
+                note = f"loss {facts['loss']:.4f}"
                 spent = time.monotonic() - began
                 by_time = seconds is not None and spent / seconds > facts["update"] / facts["last"]
                 done, total = (int(spent), int(seconds or 0)) if by_time else (facts["update"], facts["last"])
