@@ -17,7 +17,7 @@ from inkdrop.data.arrays import check_rows, check_split
 from inkdrop.data.form import Form, Wish, infer
 from inkdrop.data.images import Header, Resize, decode, inspect, resized
 from inkdrop.data.layout import Entry, Layout, arrange
-from inkdrop.data.store import Folder, Problem, Zip, open_store
+from inkdrop.data.store import Problem, Store, open_store
 from inkdrop.errors import BadArgument, BadData
 
 __all__ = ["HOLDOUT", "Pictures", "divide", "folder"]
@@ -90,7 +90,7 @@ class Pictures:
 
     def __init__(
         self,
-        store: Folder | Zip,
+        store: Store,
         layout: Layout,
         entries: Sequence[Entry],
         digests: Sequence[str],
@@ -182,7 +182,7 @@ class _Scan(NamedTuple):
     problems: list[Problem]
 
 
-def _scan(store: Folder | Zip, entries: Sequence[Entry], rows: set[int], wish: Wish, room: int) -> _Scan:
+def _scan(store: Store, entries: Sequence[Entry], rows: set[int], wish: Wish, room: int) -> _Scan:
     headers, digests, problems = [], [], list(store.refused)
     pixels: list[np.ndarray] | None = []
     for row, entry in enumerate(entries):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from inkdrop.data.images import is_image
 from inkdrop.data.metadata import TABLES, Row, read_table
-from inkdrop.data.store import Folder, Zip, natural
+from inkdrop.data.store import Store, natural
 from inkdrop.errors import BadData
 
 __all__ = ["Entry", "Layout", "arrange"]
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     kind: str
 
 
-def arrange(store: Folder | Zip) -> Layout:
+def arrange(store: Store) -> Layout:
     """The layout of a store.
 
     A folder that alone holds all images is entered first. Folders train and test (or validation, valid, val) are
@@ -90,7 +90,7 @@ def arrange(store: Folder | Zip) -> Layout:
     return Layout(tuple(entries), classes, tuple(unused), kind)
 
 
-def _tables(store: Folder | Zip) -> tuple[dict[str, Row], str]:
+def _tables(store: Store) -> tuple[dict[str, Row], str]:
     """The rows of every table, by the image's name in the store, and the name of the tables ("" if none counts)."""
     rows: dict[str, Row] = {}
     used: set[str] = set()

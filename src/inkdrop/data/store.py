@@ -63,7 +63,7 @@ def unsafe(name: str) -> str | None:
     return None
 
 
-def open_store(path: Path) -> Folder | Zip:
+def open_store(path: Path) -> Store:
     """The store at a path.
 
     Raises:

@@ -18,7 +18,7 @@ from inkdrop.data.form import Wish, infer, listing, suggested_size
 from inkdrop.data.idx import idx, idx_files, read_idx
 from inkdrop.data.images import Header, decode, is_image, scaled
 from inkdrop.data.layout import Entry, Layout, arrange
-from inkdrop.data.store import Folder, Problem, Zip, open_store
+from inkdrop.data.store import Problem, Store, open_store
 from inkdrop.errors import BadArgument, BadData
 
 __all__ = ["Survey", "survey"]
@@ -132,7 +132,7 @@ class _Look(NamedTuple):
     opaque: bool
 
 
-def _look(store: Folder | Zip, files: Sequence[str]) -> tuple[dict[str, _Look], list[Problem]]:
+def _look(store: Store, files: Sequence[str]) -> tuple[dict[str, _Look], list[Problem]]:
     looks, problems = {}, []
     for file in files:
         try:
