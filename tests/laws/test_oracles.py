@@ -170,3 +170,34 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         Mixture(MEANS, STDS[:2])
     with pytest.raises(BadShape, match=r"dataset oracle: got x of shape \(1, 3\), need \(B, 2\)"):
         Dataset(torch.zeros(4, 2))(Ask(torch.zeros(1, 3), schedule_of("vp")(0.5)))
+
+
+@every_kind
+def test_a_pull_is_the_transposed_jacobian(part: Part) -> None:
+    """Central differences of x0 along g: the Jacobian of an ideal denoiser is symmetric, alpha/sigma²·Cov(x0 | x), so
+    (d x0/d x)ᵀ·g is its derivative in the direction g. Rows are asked at their own levels."""
+    schedule = schedule_of(part)
+    level = schedule(torch.linspace(0.3, 0.9, 6, dtype=torch.float64))
+    x, g, h = normals(6, 2, seed=5), normals(6, 2, seed=6), 1e-6
+    ahead, behind = (PLANE(Ask(x + sign * h * g, level)).x0 for sign in (1, -1))
+    belief = PLANE(Ask(x, level, pull=True))
+    torch.testing.assert_close(belief.pull(g), (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-7)
+    assert PLANE(Ask(x, level)).pull is None
+    assert belief.pull(g.float()).dtype == torch.float32
+
+
+def test_a_gaussian_s_pull_is_its_shrinkage() -> None:
+    """x0 = m + k·(x − alpha·m) with k = alpha·s²/(alpha²·s² + sigma²): the pull is k·g."""
+    level = schedule_of("vp")(0.4)
+    k = float(level.alpha) * 0.09 / (float(level.alpha) ** 2 * 0.09 + float(level.sigma) ** 2)
+    belief = Gaussian(torch.tensor([0.3, -0.1]), 0.3)(Ask(normals(3, 2), level, pull=True))
+    torch.testing.assert_close(belief.pull(normals(3, 2, seed=1)), k * normals(3, 2, seed=1), rtol=1e-12, atol=0)
+
+
+def test_a_data_set_s_pull_has_the_shape_of_its_images() -> None:
+    """Shaped and flat ask for the same product."""
+    data, level = normals(5, 1, 2, 2), schedule_of("vp")(0.5)
+    x, g = normals(3, 1, 2, 2, seed=1), normals(3, 1, 2, 2, seed=2)
+    got = Dataset(data)(Ask(x, level, pull=True)).pull(g)
+    flat = Mixture(data.flatten(1), torch.zeros(5))(Ask(x.flatten(1), level, pull=True)).pull(g.flatten(1))
+    assert torch.equal(got, flat.view(3, 1, 2, 2))

@@ -1,11 +1,13 @@
 """Oracles: distributions whose ideal denoiser is known in closed form. Call one like a denoiser.
 
 With x = alpha·x0 + sigma·eps, the ideal answer is x0 = E[x0 | x], and eps = (x − alpha·x0)/sigma. Points are (B, D).
+Asked to pull, they answer with the exact vector-Jacobian product of x0 by x, in float64.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,9 +19,20 @@ from inkdrop.errors import BadShape
 __all__ = ["Dataset", "Gaussian", "Mixture", "Point"]
 
 
-def _answer(ask: Ask, x0: Tensor) -> Belief:
+def _answer(ask: Ask, mean: Callable[[Tensor], Tensor]) -> Belief:
+    """The belief whose x0 is mean(x), x in float64; with its pull if that was asked for."""
     level = ask.level.over(ask.x)
-    return Belief(x0, (ask.x - level.alpha * x0) / level.sigma)
+
+    def belief(exact: Tensor, pull: Callable[[Tensor], Tensor] | None) -> Belief:
+        x0 = exact.to(ask.x.dtype)
+        return Belief(x0, (ask.x - level.alpha * x0) / level.sigma, pull=pull)
+
+    if not ask.pull:
+        return belief(mean(ask.x.double()), None)
+    with torch.enable_grad():
+        x = ask.x.detach().double().requires_grad_()
+        exact = mean(x)
+    return belief(exact.detach(), lambda g: torch.autograd.grad(exact, x, g.double(), retain_graph=True)[0].to(g.dtype))
 
 
 class Mixture:
@@ -54,11 +67,14 @@ class Mixture:
 
     def __call__(self, ask: Ask) -> Belief:
         """The ideal answer about x of shape (B, D), in x's dtype."""
-        log_parts, gap, var = self._parts(ask.x, ask.level)
-        shrink = ask.level.alpha.reshape(-1, 1) * self.stds**2 / var
-        each = self.means + shrink[..., None] * gap
-        x0 = (log_parts.softmax(1)[..., None] * each).sum(1)
-        return _answer(ask, x0.to(ask.x.dtype))
+
+        def mean(x: Tensor) -> Tensor:
+            log_parts, gap, var = self._parts(x, ask.level)
+            shrink = ask.level.alpha.reshape(-1, 1) * self.stds**2 / var
+            each = self.means + shrink[..., None] * gap
+            return (log_parts.softmax(1)[..., None] * each).sum(1)
+
+        return _answer(ask, mean)
 
     def log_prob(self, x: Tensor, level: Level) -> Tensor:
         """log p_t(x) in nats, (B,), of the noisy marginal at this level."""
@@ -128,4 +144,6 @@ class Dataset:
                 f"dataset oracle: got x of shape {tuple(ask.x.shape)}, need (B, {', '.join(map(str, self.shape))})"
             )
         flat = self._points(ask._replace(x=ask.x.flatten(1)))
-        return Belief(flat.x0.view_as(ask.x), flat.eps.view_as(ask.x))
+        pull = flat.pull
+        shaped = None if pull is None else (lambda g: pull(g.flatten(1)).view_as(g))
+        return Belief(flat.x0.view_as(ask.x), flat.eps.view_as(ask.x), pull=shaped)
