@@ -30,10 +30,10 @@ _HOMES = {
     "names": "inkdrop.find",
     "open_data": "inkdrop.recipe",
     "resume": "inkdrop.train.loop",
-    "sample": "inkdrop.plan",
+    "sample": "inkdrop.generate",
     "save": "inkdrop.bundle",
     "save_grid": "inkdrop.picture",
-    "steps": "inkdrop.plan",
+    "steps": "inkdrop.generate",
     "wrap": "inkdrop.denoiser",
 }
 
@@ -80,8 +80,9 @@ if TYPE_CHECKING:
     from inkdrop.denoiser import Denoiser, wrap
     from inkdrop.errors import InkdropError, InkdropWarning
     from inkdrop.find import Part, build, names
+    from inkdrop.generate import sample, steps
     from inkdrop.picture import save_grid
-    from inkdrop.plan import Plan, sample, steps
+    from inkdrop.plan import Plan
     from inkdrop.recipe import Recipe, open_data
     from inkdrop.train.loop import fit, resume
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from inkdrop.errors import BadArgument, UnknownName
 
-__all__ = ["ROOMS", "Part", "build", "check_knobs", "find", "knobs", "listing", "names", "parse"]
+__all__ = ["ROOMS", "Part", "build", "check_knobs", "find", "knobs", "listing", "names", "order_of", "parse"]
 
 HOUSE = Path(__file__).parent
 
@@ -33,6 +33,7 @@ class Room(NamedTuple):
 
 ROOMS: dict[str, Room] = {
     "samplers": Room("samplers", (("x", "grid", "noise"),)),
+    "combinators": Room("samplers", (("sampler", "x", "grid", "noise"),)),
     "guide": Room("guide", (("sampling",),)),
     "schedules": Room("core/schedule.py", ((),)),
     "targets": Room("core/target.py", ((), ("schedule",))),
@@ -116,6 +117,19 @@ def find(room: str, name: str) -> Callable[..., Any]:
         raise UnknownName(room, name, known)
     found: Callable[..., Any] = getattr(importlib.import_module(known[name].module), name)
     return found
+
+
+def order_of(part: Part) -> int | None:
+    """The order of convergence of a sampler with its knobs, as its paper states it; weak where it is stochastic.
+
+    ORDER in the sampler's file is one number, or one for each of the family, at its default knobs; a knob named `order`
+    says otherwise. None: the paper claims none.
+    """
+    function = find("samplers", part.name)
+    stated = vars(inspect.getmodule(function))["ORDER"]
+    stated = stated[part.name] if isinstance(stated, Mapping) else stated
+    order: int | None = part.knobs.get("order", stated)
+    return order
 
 
 def knobs(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -20,7 +20,8 @@ from inkdrop.core.ask import Belief
 from inkdrop.drive import Step, watch
 from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
-from inkdrop.plan import change, grid_of, labels_of, sample
+from inkdrop.generate import labels_of, sample
+from inkdrop.plan import change, grid_of
 from inkdrop.recipe import dump, open_data, set_knobs
 from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import device_of

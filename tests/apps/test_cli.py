@@ -16,8 +16,9 @@ from inkdrop.bundle import checkpoints, load, locate
 from inkdrop.cli import main
 from inkdrop.drive import trace
 from inkdrop.find import Part, names
+from inkdrop.generate import sample
 from inkdrop.jobs import asks_of, with_plan
-from inkdrop.plan import grid_of, sample
+from inkdrop.plan import grid_of
 from inkdrop.recipe import read
 from inkdrop.samplers.ddim import ddim
 from inkdrop.samplers.heun import heun

@@ -25,7 +25,7 @@ from inkdrop.core.schedule import vp
 from inkdrop.core.grid import Grid
 from inkdrop.drive import drive
 from inkdrop.find import build, find, names
-from inkdrop.plan import sample
+from inkdrop.generate import sample
 from inkdrop.recipe import denoiser_of, open_data
 
 torch.manual_seed(0)

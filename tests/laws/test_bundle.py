@@ -22,7 +22,8 @@ from inkdrop.cli import main
 from inkdrop.core.noise import Keyed
 from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.find import Part
-from inkdrop.plan import Plan, sample
+from inkdrop.generate import sample
+from inkdrop.plan import Plan
 from inkdrop.train.loop import fit
 from inkdrop.train.trainer import Trainer
 from runs import digits, points, untrained

@@ -22,7 +22,8 @@ from inkdrop.denoiser import Denoiser
 from inkdrop.drive import drive
 from inkdrop.errors import BadArgument, BadData, BadShape, Cancelled, InkdropError, UnknownName
 from inkdrop.find import ROOMS, Part, build, check_knobs, find, knobs, listing, names, parse
-from inkdrop.plan import Plan, change, grid_of, sample, sampling, steps
+from inkdrop.generate import sample, steps
+from inkdrop.plan import Plan, change, grid_of, sampling
 from inkdrop.recipe import Recipe, Train, dump, read, set_knobs
 from specimens import schedule_of, target_of
 

@@ -18,7 +18,8 @@ from inkdrop.core.target import v
 from inkdrop.denoiser import wrap
 from inkdrop.errors import BadArgument, BadShape, InkdropError, UnknownName
 from inkdrop.find import Part
-from inkdrop.plan import Plan, change, grid_of, labels_of, sample, steps
+from inkdrop.generate import labels_of, sample, steps
+from inkdrop.plan import Plan, change, grid_of
 from inkdrop.recipe import Recipe, dump, read, set_knobs
 from runs import digits, points, untrained
 

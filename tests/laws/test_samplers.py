@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -21,7 +20,7 @@ from inkdrop.core.oracle import Gaussian, Mixture
 from inkdrop.core.schedule import Schedule, Table
 from inkdrop.drive import drive, trace
 from inkdrop.errors import BadArgument
-from inkdrop.find import Part, build, find, listing, names
+from inkdrop.find import Part, build, find, names, order_of
 from specimens import GRIDS, SAMPLERS, T_LIST, denoiser_of, label, normals, sampler_of, schedule_of, target_of
 
 MEANS = torch.tensor([[-0.7, 0.2], [0.5, 0.6], [0.3, -0.8]], dtype=torch.float64)
@@ -42,12 +41,6 @@ HIGH, LOW = 5.0, 0.1  # rho = sigma/alpha of the two interior levels between whi
 
 def silent(x: Tensor, now: Level, nxt: Level) -> Tensor:
     raise AssertionError("a deterministic sampler asked for noise")
-
-
-def order_of(part: Part) -> int:
-    """ORDER of the module in which a sampler is written."""
-    order: int = importlib.import_module(listing("samplers")[part.name].module).ORDER
-    return order
 
 
 def is_stochastic(part: Part) -> bool:

@@ -508,8 +508,8 @@ def test_limits_always_stop(tmp_path):
 
 def test_pictures_train_too(tmp_path):
     """Images, classes and guidance: the last preview is that of the last weights, on disk whole."""
+    from inkdrop.generate import sample
     from inkdrop.picture import save_grid
-    from inkdrop.plan import sample
 
     bundle = fit(digits(), tmp_path / "run")
     save_grid(sample(bundle, 16, seed=0), tmp_path / "again.png")

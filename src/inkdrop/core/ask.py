@@ -8,9 +8,10 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 
 from inkdrop.core.cond import Cond
+from inkdrop.core.grid import Grid
 from inkdrop.core.level import Level
 
-__all__ = ["Ask", "Belief", "Noise", "Sampling", "given", "relay", "revise"]
+__all__ = ["Ask", "Belief", "Noise", "Sampler", "Sampling", "given", "relay", "revise"]
 
 
 class Ask(NamedTuple):
@@ -55,6 +56,9 @@ Sampling: TypeAlias = Generator[Ask, Belief, Tensor]
 
 Noise: TypeAlias = Callable[[Tensor, Level, Level], Tensor]
 """f(x, now, nxt): standard normal noise of x's shape for the step from one level to the next."""
+
+Sampler: TypeAlias = Callable[[Tensor, Grid, Noise], Sampling]
+"""f(x, grid, noise): a sampler with its knobs filled in, x at grid[0]."""
 
 
 def relay(sampling: Sampling, before: Callable[[Ask], Ask], after: Callable[[Ask, Belief], Belief]) -> Sampling:

@@ -21,8 +21,8 @@ from inkdrop.demo.report import render
 from inkdrop.errors import BadArgument
 from inkdrop.evals.nearest import nearest
 from inkdrop.find import Part
+from inkdrop.generate import sample, steps
 from inkdrop.jobs import score_bundle
-from inkdrop.plan import sample, steps
 from inkdrop.recipe import open_data
 from inkdrop.recipes.digits import digits
 from inkdrop.train.loop import fit

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
 from inkdrop.core.ask import Ask, Noise, Sampling
-from inkdrop.core.level import Level
+from inkdrop.core.grid import Grid
 from inkdrop.core.posterior import posterior_variance
 from inkdrop.errors import BadArgument
 
@@ -17,7 +16,7 @@ __all__ = ["ORDER", "ddim"]
 ORDER = 1
 
 
-def ddim(x: Tensor, grid: Sequence[Level], noise: Noise, *, eta: float = 0.0) -> Sampling:
+def ddim(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 0.0) -> Sampling:
     """DDIM: x_s = alpha_s·x0 + √(sigma_s² − var)·eps + √var·noise, var = eta²·beta-tilde (Song et al. 2021, eq. 12).
 
     Cost: one ask a step. Order 1. eta = 0 is deterministic, and Euler's method in rho = sigma/alpha; eta = 1 is DDPM

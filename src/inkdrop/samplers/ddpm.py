@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor
 
 from inkdrop.core.ask import Ask, Belief, Noise, Sampling
+from inkdrop.core.grid import Grid
 from inkdrop.core.level import Level
 from inkdrop.core.posterior import mean_coefficients, posterior_variance
 from inkdrop.errors import BadArgument
@@ -19,7 +19,7 @@ ORDER = 1  # weak: in the distribution, not along a path
 
 
 def ddpm(
-    x: Tensor, grid: Sequence[Level], noise: Noise, *, variance: Literal["beta", "beta-tilde", "learned"] = "beta-tilde"
+    x: Tensor, grid: Grid, noise: Noise, *, variance: Literal["beta", "beta-tilde", "learned"] = "beta-tilde"
 ) -> Sampling:
     """DDPM's reverse chain on any grid: x_s ~ N(c0·x0 + ct·x_t, var) (Ho et al. 2020, algorithm 2; eq. 7).
 

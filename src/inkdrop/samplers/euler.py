@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from inkdrop.core.ask import Noise, Sampling
-from inkdrop.core.level import Level
+from inkdrop.core.grid import Grid
 from inkdrop.samplers.ddim import ddim
 
 __all__ = ["ORDER", "euler"]
@@ -15,7 +13,7 @@ __all__ = ["ORDER", "euler"]
 ORDER = 1
 
 
-def euler(x: Tensor, grid: Sequence[Level], noise: Noise) -> Sampling:
+def euler(x: Tensor, grid: Grid, noise: Noise) -> Sampling:
     """Euler's method on the probability flow; the same numbers as ddim with eta = 0 (Karras et al. 2022, section 3).
 
     In z = x/alpha the flow is dz/drho = eps, and one Euler step is x_s = alpha_s·(z + (rho_s − rho_t)·eps)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor
 
 from inkdrop.core.ask import Ask, Noise, Sampling
-from inkdrop.core.level import Level
+from inkdrop.core.grid import Grid
 from inkdrop.errors import BadArgument
 
 __all__ = ["ORDER", "heun"]
@@ -17,7 +16,7 @@ __all__ = ["ORDER", "heun"]
 ORDER = 2
 
 
-def heun(x: Tensor, grid: Sequence[Level], noise: Noise, *, space: Literal["u", "rho"] = "u") -> Sampling:
+def heun(x: Tensor, grid: Grid, noise: Noise, *, space: Literal["u", "rho"] = "u") -> Sampling:
     """Heun's method (explicit trapezoid) on the probability flow (Karras et al. 2022, algorithm 1).
 
     In z = x/(alpha + sigma) and u = sigma/(alpha + sigma) the flow is dz/du = eps − x0, finite at both ends, also where

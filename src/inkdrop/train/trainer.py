@@ -20,7 +20,7 @@ from inkdrop.core.noise import Draw
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadCheckpoint, Diverged, InkdropWarning
 from inkdrop.find import check_knobs, find
-from inkdrop.plan import sample, steps
+from inkdrop.generate import sample, steps
 from inkdrop.recipe import Recipe, denoiser_of, open_data
 from inkdrop.train.ema import Ema
 from inkdrop.train.held_out import held_out_loss
