@@ -108,10 +108,11 @@ def _prepare(
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     noise = noise_of(plan, seed, images)
     heard: list[tuple[Ask, Belief]] = []
-    x = denoiser.schedule.start(noise.start((len(images), *shape), device=str(device)))
+    grid = grid_of(plan, denoiser.schedule)
+    x = denoiser.schedule.start(noise.start((len(images), *shape), device=str(device)), grid[0])
     check_state(x, shape)
     cond = None if cond is None else cond.to(device)
-    return _Job(sampling(plan, x, grid_of(plan, denoiser.schedule), noise, cond, heard), denoiser, heard)
+    return _Job(sampling(plan, x, grid, noise, cond, heard), denoiser, heard)
 
 
 def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any]) -> Plan:

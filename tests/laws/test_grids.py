@@ -18,7 +18,7 @@ from specimens import GRIDS, SCHEDULES, T_LIST, label, schedule_of
 every_schedule = pytest.mark.parametrize("part", SCHEDULES, ids=label)
 every_grid = pytest.mark.parametrize("name", GRIDS)
 
-SPACED_IN_SNR = ("karras", "loguniform")  # these need a finite log-SNR at t = 1
+SPACED_IN_SNR = ("karras", "loguniform")  # these start at rho = 80 where the schedule goes beyond it
 
 
 def grid_of(name: str, schedule: Schedule, steps: int, **knobs: object) -> Grid:
@@ -33,12 +33,9 @@ def steps_of(schedule: Schedule) -> list[int]:
 @every_schedule
 @every_grid
 def test_a_grid_starts_at_noise_falls_strictly_and_ends_clean_for_any_steps(part: Part, name: str) -> None:
-    """Leading alone starts lower: at the greatest multiple of T//n, plus one for the first entry."""
+    """Leading starts lower, at the greatest multiple of T//n, plus one for the first entry; the spacings of log-SNR
+    where rho is 80 at most."""
     schedule = schedule_of(part)
-    if name in SPACED_IN_SNR and float(schedule(1.0).alpha) == 0:
-        with pytest.raises(BadArgument, match=f"grid {name}: its start has no signal .* try uniform or trailing"):
-            grid_of(name, schedule, 1)
-        return
     for steps in steps_of(schedule):
         grid = grid_of(name, schedule, steps)
         assert len(grid) == steps + 1
@@ -47,7 +44,10 @@ def test_a_grid_starts_at_noise_falls_strictly_and_ends_clean_for_any_steps(part
         assert grid[-1].clean
         assert not grid[-2].clean
         lead = ((steps - 1) * (schedule.steps // steps) + 1) / schedule.steps
-        assert float(grid[0].t) == pytest.approx(lead if name == "leading" else 1.0, abs=1e-15)
+        if name in SPACED_IN_SNR and float(schedule(1.0).rho) > 80:
+            assert float(grid[0].rho) == pytest.approx(80, rel=1e-9)
+        else:
+            assert float(grid[0].t) == pytest.approx(lead if name == "leading" else 1.0, abs=1e-15)
 
 
 @every_grid
@@ -103,7 +103,7 @@ def by_rho(s: Schedule, n: int, rhos: np.ndarray) -> np.ndarray:
 
 
 def ends(s: Schedule) -> tuple[float, float]:
-    return float(s(1.0).rho), float(s(s.least).rho)
+    return min(80.0, float(s(1.0).rho)), float(s(s.least).rho)
 
 
 def karras(s: Schedule, n: int) -> np.ndarray:
@@ -137,8 +137,6 @@ def test_every_spacing_is_written_out_here() -> None:
 def test_spacings_match_their_formula(name: str, schedule: str) -> None:
     """For steps that divide T = 1000 and steps that do not (7, 13, 37: rounding), and at T itself."""
     built = schedule_of(schedule)
-    if name in SPACED_IN_SNR and schedule == "flow":
-        return
     for steps in (1, 2, 3, 7, 8, 13, 37, 50, 400, 1000):
         got = grid_of(name, built, steps).times.numpy()
         np.testing.assert_allclose(got[:-1], SPACINGS[name](built, steps), rtol=0, atol=1e-11)
@@ -176,6 +174,14 @@ def test_knobs_of_spacings() -> None:
     torch.testing.assert_close(shifted, torch.full((50,), 1e-3, dtype=torch.float64), rtol=0, atol=1e-15)
     rho = torch.stack([level.rho for level in grid_of("karras", schedule, 9, power=1.0)][:-1])
     torch.testing.assert_close(rho.diff(), rho.diff()[:1].expand(8), rtol=1e-8, atol=0)  # power 1: equal steps of rho
+    for name in SPACED_IN_SNR:
+        assert float(grid_of(name, schedule, 9, rho_max=torch.inf).times[0]) == 1.0
+        assert float(grid_of(name, schedule, 9, rho_max=14.6)[0].rho) == pytest.approx(14.6, rel=1e-9)
+        for rho_max in (0, 0.001):
+            with pytest.raises(BadArgument, match=f"{name} rho_max: got {rho_max:g}, need"):
+                grid_of(name, schedule, 9, rho_max=rho_max)
+        with pytest.raises(BadArgument, match=f"{name} rho_max: .*zero terminal SNR"):
+            grid_of(name, schedule_of("flow"), 9, rho_max=torch.inf)
 
 
 def test_at_gives_levels_on_the_grid_and_off_it() -> None:

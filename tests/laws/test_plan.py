@@ -13,8 +13,8 @@ from torch import nn
 from inkdrop.core.ask import Ask
 from inkdrop.core.cond import Cond
 from inkdrop.core.noise import Keyed
-from inkdrop.core.schedule import cosine
-from inkdrop.core.target import v
+from inkdrop.core.schedule import cosine, flow
+from inkdrop.core.target import v, x0
 from inkdrop.denoiser import wrap
 from inkdrop.errors import BadArgument, BadShape, InkdropError, UnknownName
 from inkdrop.find import Part
@@ -204,7 +204,7 @@ def test_the_steps_are_those_of_the_printed_grid(grid, guidance, model):
     printed = grid_of(plan, model.schedule)
     assert [step.number for step in shown] == list(range(6))
     assert [float(step.level.t) for step in shown] == [float(level.t) for level in printed]
-    assert torch.equal(shown[0].x, model.schedule.start(Keyed(2, range(6)).start((6, 2))))
+    assert torch.equal(shown[0].x, model.schedule.start(Keyed(2, range(6)).start((6, 2)), printed[0]))
     assert {tuple(step.x.shape) for step in shown} == {tuple(step.x0.shape) for step in shown} == {(6, 2)}
     for now, nxt in pairwise(shown):  # DDIM, written out
         eps = (now.x - now.level.alpha * now.x0) / now.level.sigma
@@ -283,6 +283,14 @@ def test_a_bare_denoiser_is_sampled_by_its_shape():
     torch.testing.assert_close(x, expected.float(), rtol=1e-5, atol=1e-5)
     with pytest.raises(BadArgument, match="give shape="):
         sample(denoiser, 3)
+
+
+def test_a_grid_that_starts_below_the_end_starts_from_its_own_level():
+    """Leading's first of 10 levels on the straight path is t = 0.901: the start is 0.901·noise, not noise."""
+    denoiser = wrap(lambda x, time: torch.zeros_like(x), flow(), x0())
+    first = next(steps(denoiser, 3, shape=(2,), plan=Plan(grid=Part("leading"), steps=10, guide=()), seed=6))
+    assert float(first.level.t) == pytest.approx(0.901)
+    torch.testing.assert_close(first.x, 0.901 * Keyed(6, range(3)).start((3, 2)))
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,9 @@ def test_start_is_what_the_forward_process_ends_in(part: Part) -> None:
     noise = torch.linspace(-2, 2, 5)
     want = noise if schedule.preserving else float(schedule(1.0).sigma) * noise
     torch.testing.assert_close(schedule.start(noise), want)
+    level = schedule(1.0 if schedule.steps == 1 else 0.5)  # where a spacing starts that leaves the end out
+    part_way = noise if schedule.preserving else float(level.sigma) * noise
+    torch.testing.assert_close(schedule.start(noise, level), part_way)
     assert schedule.start(noise).dtype == torch.float32
 
 

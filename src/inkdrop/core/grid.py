@@ -144,42 +144,60 @@ def quadratic(schedule: Schedule, steps: int) -> Grid:
     return Grid(schedule, torch.cat([times, times.new_zeros(1)]))
 
 
-def _lam_ends(schedule: Schedule, spacing: str) -> tuple[float, float]:
-    """lam at t = 1 and at the least time; both finite."""
-    start, end = float(schedule(1.0).lam), float(schedule(schedule.least).lam)
+def _lam_ends(schedule: Schedule, spacing: str, rho_max: float) -> tuple[float, float]:
+    """lam at the start, where rho = min(rho_max, rho(1)), and at the least time; both finite."""
+    if not rho_max > 0:
+        raise BadArgument(f"{spacing} rho_max: got {rho_max:g}, need a positive number; try 80")
+    end = float(schedule(schedule.least).lam)
+    start = max(float(schedule(1.0).lam), -math.log(rho_max))
     if start == -math.inf:
         raise BadArgument(
-            f"grid {spacing}: its start has no signal (zero terminal SNR), so log-SNR cannot be spaced; "
-            "try uniform or trailing"
+            f"{spacing} rho_max: this schedule has no signal at t = 1 (zero terminal SNR), where log-SNR cannot be "
+            "spaced; try rho_max=80, or the spacing uniform or trailing"
         )
+    if -math.log(rho_max) >= end:
+        raise BadArgument(f"{spacing} rho_max: got {rho_max:g}, need more than the least, {math.exp(-end):.3g}; try 80")
     return start, end
 
 
 def _of_lams(schedule: Schedule, lams: Tensor) -> Grid:
-    """The grid of these half log-SNRs, whose first is the level of t = 1, then clean."""
+    """The grid of these half log-SNRs, then clean; a first one that is the schedule's end is t = 1 itself."""
     times = schedule.time_of(lams)
-    times[0] = 1.0
+    if float(lams[0]) == float(schedule(1.0).lam):
+        times[0] = 1.0
     return Grid(schedule, torch.cat([times, times.new_zeros(1)]))
 
 
-def karras(schedule: Schedule, steps: int, *, power: float = 7.0) -> Grid:
+def karras(schedule: Schedule, steps: int, *, power: float = 7.0, rho_max: float = 80.0) -> Grid:
     """rho^{1/power} equally spaced between the schedule's ends, rho = sigma/alpha (Karras et al. 2022, eq. 5).
 
+    A table may end far above any use (rho = 20,000 for the cosine table), where equal steps of log-SNR would be wasted:
+    sampling starts at rho_max if the schedule goes beyond it, from the noise that t = 1 has. What that leaves out is a
+    share 1/rho_max of the signal.
+
     Args:
-        schedule: any whose alpha(1) > 0.
+        schedule: any.
         steps: n in [1, T].
         power: their ρ, > 0; 7 in the paper; larger puts more steps near clean.
+        rho_max: the noisiest level, > 0; 80 in the paper; inf starts at t = 1, which zero terminal SNR does not allow.
     """
     _check(schedule, steps)
     if not power > 0:
         raise BadArgument(f"karras power: got {power:g}, need a positive number; try 7")
-    start, end = _lam_ends(schedule, "karras")
+    start, end = _lam_ends(schedule, "karras", rho_max)
     roots = torch.linspace(math.exp(-start / power), math.exp(-end / power), steps, dtype=torch.float64)
-    return _of_lams(schedule, (-power * roots.log()).clamp(start, end))
+    lams = (-power * roots.log()).clamp(start, end)
+    return _of_lams(schedule, torch.cat([lams.new_tensor([start]), lams[1:]]))
 
 
-def loguniform(schedule: Schedule, steps: int) -> Grid:
-    """Half log-SNR equally spaced between the schedule's ends (Lu et al. 2022, DPM-Solver)."""
+def loguniform(schedule: Schedule, steps: int, *, rho_max: float = 80.0) -> Grid:
+    """Half log-SNR equally spaced between the schedule's ends (Lu et al. 2022, DPM-Solver).
+
+    Args:
+        schedule: any.
+        steps: n in [1, T].
+        rho_max: the noisiest level, > 0, as in karras.
+    """
     _check(schedule, steps)
-    start, end = _lam_ends(schedule, "loguniform")
+    start, end = _lam_ends(schedule, "loguniform", rho_max)
     return _of_lams(schedule, torch.linspace(start, end, steps, dtype=torch.float64))

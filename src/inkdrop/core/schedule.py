@@ -84,12 +84,16 @@ class Schedule(ABC):
             raise BadArgument(f"half log-SNR: got {worst:g}, need +inf or a number in [{low:g}, {high:g}]")
         return torch.where(lam == math.inf, torch.zeros_like(lam), self._time(lam.clamp(low, high)))
 
-    def start(self, noise: Tensor) -> Tensor:
-        """The state x at t = 1 made of unit normal noise of the same shape.
+    def start(self, noise: Tensor, level: Level | None = None) -> Tensor:
+        """The state x where sampling starts, made of unit normal noise of the same shape.
 
-        Variance-preserving schedules start at N(0, I), as they are trained to end there; the others at sigma(1)·noise.
+        Variance-preserving schedules start at N(0, I), as they are trained to end there; the others at sigma·noise.
+
+        Args:
+            noise: (B, C, *S).
+            level: the first of the grid, which some spacings put below t = 1; the level of t = 1 by default.
         """
-        return noise if self.preserving else self(1.0).sigma * noise
+        return noise if self.preserving else (self(1.0) if level is None else level).sigma * noise
 
     def pick(self, u: Tensor) -> Tensor:
         """Training times from uniform numbers u in [0, 1), of the same shape: uniform over the noisy times."""
