@@ -67,6 +67,24 @@ SAMPLERS: list[Part] = [Part(name) for name in names("samplers")] + [
     Part("ddim", {"eta": 1.0}),
     Part("ddpm", {"variance": "beta"}),
     Part("heun", {"space": "rho"}),
+    # linear multistep
+    Part("deis", {"order": 2}),
+    Part("lms", {"order": 2}),
+    Part("lms", {"order": 3}),
+    # the deterministic DPM family
+    Part("dpm2_ancestral", {"eta": 0.5}),
+    Part("unipc", {"predictor_order": 1}),
+    Part("unipc", {"predictor_order": 3}),
+    Part("unipc", {"variant": "b1"}),
+    # the stochastic ones
+    Part("euler_ancestral", {"eta": 0.5}),
+    Part("edm", {"order": 1, "churn": 5.0}),
+    Part("edm", {"churn": 4.0, "low": 0.2, "high": 3.0}),
+    Part("dpmpp_2s_sde", {"eta": 0.5}),
+    Part("dpmpp_2m_sde", {"eta": 0.5}),
+    Part("dpmpp_3m_sde", {"eta": 0.5}),
+    Part("predictor_corrector", {"predictor": "euler_maruyama", "corrections": 2}),
+    Part("annealed_langevin", {"per_level": 2, "step_size": 0.2}),
 ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,13 +77,33 @@ class Schedule(ABC):
             BadArgument: lam lies outside the schedule's levels.
         """
         lam = torch.as_tensor(lam, dtype=torch.float64).cpu()
-        high, low = float(self(self.least).lam), float(self(1.0).lam)
+        high, low = self._ends
         slack = 1e-9 * max(1.0, abs(high))
         bad = ~((lam == math.inf) | ((lam <= high + slack) & (lam >= low - slack)))
         if bool(bad.any()):
             worst = float(lam[bad].flatten()[0])
             raise BadArgument(f"half log-SNR: got {worst:g}, need +inf or a number in [{low:g}, {high:g}]")
         return torch.where(lam == math.inf, torch.zeros_like(lam), self._time(lam.clamp(low, high)))
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        """lam at the least time and at t = 1."""
+        high, low = self(torch.tensor([self.least, 1.0], dtype=torch.float64)).lam.tolist()
+        return high, low
+
+    def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(f, g²) of the forward SDE dx = f·x dt + g dw at noisy times t, of t's shape, float64.
+
+        f = d log alpha/dt ≤ 0 and g² = −2·sigma²·dlam/dt > 0 (Song et al. 2021, eq. 5; Kingma et al. 2021, section 2).
+
+        Raises:
+            BadArgument: a time outside [1/T, 1], or one without signal (alpha = 0), where they are infinite.
+        """
+        level = self(t)
+        if bool(((level.t == 0) | (level.alpha == 0)).any()):
+            raise BadArgument("schedule rates: got a time that is clean, or without signal (alpha = 0); need both")
+        fall, slope = self._slopes(level.t)
+        return fall, -2 * level.sigma**2 * slope
 
     def start(self, noise: Tensor, level: Level | None = None) -> Tensor:
         """The state x where sampling starts, made of unit normal noise of the same shape.
@@ -98,6 +119,14 @@ class Schedule(ABC):
     def pick(self, u: Tensor) -> Tensor:
         """Training times from uniform numbers u in [0, 1), of the same shape: uniform over the noisy times."""
         return self.least + u.double() * (1 - self.least)
+
+    def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(d log alpha/dt, dlam/dt) at noisy times, by differentiating the closed form."""
+        with torch.enable_grad():
+            at = t.detach().clone().requires_grad_()
+            logs = [f.log() + 0 * at for f in self._noisy(at)]  # 0·t, for alpha may be a constant
+            fall, rise = (torch.autograd.grad(f.sum(), at, retain_graph=True)[0] for f in logs)
+        return fall, fall - rise
 
     @abstractmethod
     def _noisy(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,6 +203,15 @@ class Table(Schedule):
             to_zero = (high == self.steps) & (high > low)
             lam = torch.where(to_zero, a + torch.log1p(-part), lam)
         return _pair(lam)
+
+    def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the interval that ends at t or holds it; at the first entry, of the interval above."""
+        if self.steps == 1:
+            raise BadArgument("schedule rates: a table of 1 step has no slope; try one of more steps")
+        k = (t * self.steps - 1e-9).ceil().clamp(2, self.steps).long()
+        rise = self._lam[k] - self._lam[k - 1]
+        slope = self.steps * torch.where(rise == -math.inf, -1 / (k - t * self.steps), rise)  # or alpha/sigma is linear
+        return self(t).sigma ** 2 * slope, slope
 
     def _time(self, lam: Tensor) -> Tensor:
         table = self._lam[1:]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from inkdrop.core.ask import Ask, Noise, Sampling
 from inkdrop.core.grid import Grid
+from inkdrop.core.level import Level
 from inkdrop.errors import BadArgument
 
-__all__ = ["ORDER", "heun"]
+__all__ = ["ORDER", "heun", "trapezoid"]
 
 ORDER = 2
 
@@ -34,15 +35,24 @@ def heun(x: Tensor, grid: Grid, noise: Noise, *, space: Literal["u", "rho"] = "u
     if space == "rho" and float(grid[0].alpha) == 0:
         raise BadArgument("heun space: rho is infinite at the start of this grid (zero terminal SNR); try space=u")
     for now, nxt in pairwise(grid):
-        belief = yield Ask(x, now)
-        x = nxt.alpha * belief.x0 + nxt.sigma * belief.eps  # Euler's step, which is ddim's in either space
-        if not nxt.clean:
-            second = yield Ask(x, nxt)
-            if space == "u":
-                to = nxt.alpha + nxt.sigma
-                h = nxt.sigma / to - now.sigma / (now.alpha + now.sigma)
-                bend = (second.eps - second.x0) - (belief.eps - belief.x0)
-            else:
-                to, h, bend = nxt.alpha, nxt.rho - now.rho, second.eps - belief.eps
-            x = x + (0.5 * h * to) * bend
+        x = yield from trapezoid(x, now, nxt, space)
     return x
+
+
+def trapezoid(x: Tensor, now: Level, nxt: Level, space: Literal["u", "rho"]) -> Sampling:
+    """One step of Heun's method, x (B, C, *S) from now to nxt: Euler's, then the mean of the slopes at both ends.
+
+    Cost: two asks, one into the clean level.
+    """
+    belief = yield Ask(x, now)
+    x = nxt.alpha * belief.x0 + nxt.sigma * belief.eps  # Euler's step, which is ddim's in either space
+    if nxt.clean:
+        return x
+    second = yield Ask(x, nxt)
+    if space == "u":
+        to = nxt.alpha + nxt.sigma
+        h = nxt.sigma / to - now.sigma / (now.alpha + now.sigma)
+        bend = (second.eps - second.x0) - (belief.eps - belief.x0)
+    else:
+        to, h, bend = nxt.alpha, nxt.rho - now.rho, second.eps - belief.eps
+    return x + (0.5 * h * to) * bend
