@@ -173,18 +173,18 @@ def drive(
 class _Sum(dict[str, float]):
     """A linear combination of named registers: what a sampler computes when it is run on symbols."""
 
-    def plus(self, other: _Sum, factor: float) -> _Sum:
-        """self + factor·other."""
+    def add(self, other: _Sum, *, alpha: float = 1.0) -> _Sum:
+        """self + alpha·other, as torch names it."""
         out = _Sum(self)
         for name, value in other.items():
-            out[name] = out.get(name, 0.0) + factor * value
+            out[name] = out.get(name, 0.0) + alpha * value
         return out
 
     def __add__(self, other: _Sum) -> _Sum:
-        return self.plus(other, 1.0)
+        return self.add(other)
 
     def __sub__(self, other: _Sum) -> _Sum:
-        return self.plus(other, -1.0)
+        return self.add(other, alpha=-1.0)
 
     def __mul__(self, factor: Any) -> _Sum:
         return _Sum({name: value * float(factor) for name, value in self.items()})

@@ -46,8 +46,8 @@ class Grid(Sequence[Level]):
                 "try fewer steps, or the spacing uniform"
             )
         self.schedule, self.times = schedule, times
-        levels = schedule(times)
-        self._levels = [Level(*(f[i] for f in levels)) for i in range(len(times))]
+        self._fields = schedule(times)
+        self._levels = _apart(self._fields)
 
     @overload
     def __getitem__(self, index: int) -> Level: ...
@@ -64,8 +64,23 @@ class Grid(Sequence[Level]):
         """The schedule's level with log(alpha/sigma) = lam, on the grid or not; 0-dim float64."""
         return self.schedule(self.schedule.time_of(lam))
 
+    def each_at(self, lams: Tensor) -> list[Level | None]:
+        """The schedule's levels of these half log-SNRs (n,), found in one go; None where one is infinite."""
+        finite = lams.isfinite()
+        found = iter(_apart(self.at(lams[finite])))
+        return [next(found) if here else None for here in finite.tolist()]
+
+    def intervals(self) -> tuple[Level, Level]:
+        """Both ends of all n steps of a grid of n + 1 levels, the noisier and the next: fields (n,)."""
+        return Level(*(f[:-1] for f in self._fields)), Level(*(f[1:] for f in self._fields))
+
     def __repr__(self) -> str:
         return f"Grid({len(self) - 1} steps: {', '.join(f'{float(t):.4g}' for t in self.times)})"
+
+
+def _apart(levels: Level) -> list[Level]:
+    """Fields (n,) as n levels of 0-dim fields."""
+    return [Level(*fields) for fields in zip(*levels, strict=True)]
 
 
 def _check(schedule: Schedule, steps: int) -> int:

@@ -45,7 +45,7 @@ class Level(NamedTuple):
     @property
     def clean(self) -> bool:
         """Whether this (0-dim) level carries no noise at all."""
-        return bool(self.sigma == 0)
+        return float(self.sigma) == 0
 
     def rows(self, n: int) -> Level:
         """The same level for each of n rows: fields of shape (n,)."""

@@ -30,10 +30,12 @@ def ddim(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 0.0) -> Sampling:
     """
     if not 0 <= eta <= 1:
         raise BadArgument(f"ddim eta: got {eta:g}, need a number in [0, 1]; 0 is deterministic, 1 is DDPM")
-    for now, nxt in pairwise(grid):
+    noisier, quieter = grid.intervals()
+    var = eta**2 * posterior_variance(noisier, quieter)
+    weights = zip(quieter.alpha.tolist(), (quieter.sigma**2 - var).sqrt().tolist(), var.sqrt().tolist(), strict=True)
+    for (now, nxt), (alpha, sigma, std) in zip(pairwise(grid), weights, strict=True):
         belief = yield Ask(x, now)
-        var = eta**2 * posterior_variance(now, nxt)
-        x = nxt.alpha * belief.x0 + (nxt.sigma**2 - var).sqrt() * belief.eps
-        if eta and not nxt.clean:
-            x = x + var.sqrt() * noise(x, now, nxt)
+        x = (alpha * belief.x0).add(belief.eps, alpha=sigma)
+        if std > 0:
+            x = x.add(noise(x, now, nxt), alpha=std)
     return x

@@ -34,17 +34,15 @@ def ddpm(
     """
     if variance not in ("beta", "beta-tilde", "learned"):
         raise BadArgument(f"ddpm variance: got {variance!r}, need beta, beta-tilde or learned")
-    for now, nxt in pairwise(grid):
+    noisier, quieter = grid.intervals()
+    std = posterior_variance(noisier, quieter, "beta-tilde" if variance == "learned" else variance).sqrt()
+    weights = zip(*(f.tolist() for f in (*mean_coefficients(noisier, quieter), std)), strict=True)
+    for (now, nxt), (c0, ct, fixed) in zip(pairwise(grid), weights, strict=True):
         belief = yield Ask(x, now)
-        c0, ct = mean_coefficients(now, nxt)
-        x = c0 * belief.x0 + ct * x
+        x = (c0 * belief.x0).add(x, alpha=ct)
         if not nxt.clean:
-            std = (
-                _learned_std(belief, now, nxt)
-                if variance == "learned"
-                else posterior_variance(now, nxt, variance) ** 0.5
-            )
-            x = x + std * noise(x, now, nxt)
+            fresh = noise(x, now, nxt)
+            x = x + _learned_std(belief, now, nxt) * fresh if variance == "learned" else x.add(fresh, alpha=fixed)
     return x
 
 

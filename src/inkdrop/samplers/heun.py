@@ -45,14 +45,13 @@ def trapezoid(x: Tensor, now: Level, nxt: Level, space: Literal["u", "rho"]) -> 
     Cost: two asks, one into the clean level.
     """
     belief = yield Ask(x, now)
-    x = nxt.alpha * belief.x0 + nxt.sigma * belief.eps  # Euler's step, which is ddim's in either space
-    if nxt.clean:
-        return x
-    second = yield Ask(x, nxt)
-    if space == "u":
-        to = nxt.alpha + nxt.sigma
-        h = nxt.sigma / to - now.sigma / (now.alpha + now.sigma)
-        bend = (second.eps - second.x0) - (belief.eps - belief.x0)
-    else:
-        to, h, bend = nxt.alpha, nxt.rho - now.rho, second.eps - belief.eps
-    return x + (0.5 * h * to) * bend
+    alpha, sigma = float(nxt.alpha), float(nxt.sigma)
+    ahead = (alpha * belief.x0).add(belief.eps, alpha=sigma)  # Euler's step, which is ddim's in either space
+    if sigma == 0:
+        return ahead
+    second = yield Ask(ahead, nxt)
+    if space == "rho":
+        half = 0.5 * alpha * float(nxt.rho - now.rho)
+        return ahead.add(second.eps - belief.eps, alpha=half)
+    half = 0.5 * (sigma - (alpha + sigma) * float(now.sigma / (now.alpha + now.sigma)))
+    return ahead.add((second.eps - second.x0) - (belief.eps - belief.x0), alpha=half)
