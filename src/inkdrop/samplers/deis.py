@@ -23,8 +23,8 @@ def deis(x: Tensor, grid: Grid, noise: Noise, *, order: Literal[1, 2, 3] = 3) ->
 
     P is the polynomial in log rho through the last `order` answers' eps ("logrho" in diffusers; the paper's tAB-DEIS
     takes any time, and log rho is the one that all schedules share), and the integral from rho_t to rho_s is in closed
-    form. The first steps have orders 1 and 2. Cost: one ask a step. Order: the knob (the polynomial's degree plus 1);
-    order 1 is ddim with eta = 0.
+    form. The first steps have orders 1 and 2; from alpha = 0 and into clean the step is ddim's. Cost: one ask a step.
+    Order: the knob (the polynomial's degree plus 1); 1 is ddim with eta = 0.
 
     Args:
         x: (B, C, *S), at grid[0].

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from inkdrop.core.ask import Ask, Noise, Sampling
 from inkdrop.core.grid import Grid
-from inkdrop.core.level import Level
 from inkdrop.core.posterior import posterior_variance
 from inkdrop.errors import BadArgument
 
-__all__ = ["ORDER", "dpm2", "dpm2_ancestral", "intervals", "levels_at"]
+__all__ = ["ORDER", "dpm2", "dpm2_ancestral"]
 
 ORDER = {"dpm2": 2, "dpm2_ancestral": 2}  # the second is weak, of the marginals
 
@@ -48,31 +46,20 @@ def dpm2_ancestral(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> 
     """
     if not 0 <= eta <= 1:
         raise BadArgument(f"dpm2_ancestral eta: got {eta:g}, need a number in [0, 1]; 0 is dpm2")
-    now, nxt = intervals(grid)
+    now, nxt = grid.intervals()
     var = eta**2 * posterior_variance(now, nxt)
     low = (nxt.sigma**2 - var).sqrt()  # alpha'·rho_down
     rho_m = (now.rho * low / nxt.alpha).sqrt()
-    middles = levels_at(grid, -rho_m.log())
+    middles = grid.each_at(-rho_m.log())
     scalars = zip(low.tolist(), ((now.rho * nxt.alpha - low) / rho_m).tolist(), var.sqrt().tolist(), strict=True)
     for (now, nxt), mid, (down, bend, up) in zip(pairwise(grid), middles, scalars, strict=True):
         belief = yield Ask(x, now)
-        x = nxt.alpha * belief.x0 + down * belief.eps  # Euler's step
+        x = (float(nxt.alpha) * belief.x0).add(belief.eps, alpha=down)  # Euler's step
         if mid is not None:
-            second = yield Ask(mid.alpha * belief.x0 + mid.sigma * belief.eps, nxt if eta == 1 else mid)
-            x = x + bend * (second.x0 - belief.x0)  # alpha'·(rho_down − rho)·(eps_m − eps), without their cancellation
+            half = (float(mid.alpha) * belief.x0).add(belief.eps, alpha=float(mid.sigma))
+            second = yield Ask(half, nxt if eta == 1 else mid)
+            # alpha'·(rho_down − rho)·(eps_m − eps), without their cancellation
+            x = x.add(second.x0 - belief.x0, alpha=bend)
         if up > 0:
-            x = x + up * noise(x, now, nxt)
+            x = x.add(noise(x, now, nxt), alpha=up)
     return x
-
-
-def intervals(grid: Grid) -> tuple[Level, Level]:
-    """Both ends of all n intervals of a grid of n + 1 levels, the noisier and the next: fields (n,)."""
-    fields = [torch.stack(each) for each in zip(*grid, strict=True)]
-    return Level(*(f[:-1] for f in fields)), Level(*(f[1:] for f in fields))
-
-
-def levels_at(grid: Grid, lams: Tensor) -> list[Level | None]:
-    """The schedule's levels of these half log-SNRs (n,), found in one go; None where one is not finite."""
-    finite = lams.isfinite()
-    found = (Level(*fields) for fields in zip(*grid.at(lams[finite]), strict=True))
-    return [next(found) if here else None for here in finite.tolist()]

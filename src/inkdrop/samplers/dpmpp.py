@@ -14,7 +14,6 @@ from torch import Tensor
 
 from inkdrop.core.ask import Ask, Noise, Sampling
 from inkdrop.core.grid import Grid
-from inkdrop.samplers.dpm2 import intervals, levels_at
 
 __all__ = ["ORDER", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m"]
 
@@ -32,8 +31,8 @@ def dpmpp_2s(x: Tensor, grid: Grid, noise: Noise) -> Sampling:
         grid: levels in falling order; their midpoints are asked about besides.
         noise: not used.
     """
-    noisier, quieter = intervals(grid)
-    for (now, nxt), mid in zip(pairwise(grid), levels_at(grid, (noisier.lam + quieter.lam) / 2), strict=True):
+    noisier, quieter = grid.intervals()
+    for (now, nxt), mid in zip(pairwise(grid), grid.each_at((noisier.lam + quieter.lam) / 2), strict=True):
         x0, eps = (yield Ask(x, now))[:2]
         if mid is not None:
             x0 = (yield Ask(mid.alpha * x0 + mid.sigma * eps, mid)).x0

@@ -28,7 +28,6 @@ from inkdrop.core.ask import Ask, Noise, Sampling
 from inkdrop.core.grid import Grid
 from inkdrop.core.level import Level
 from inkdrop.errors import BadArgument
-from inkdrop.samplers.dpm2 import intervals
 
 __all__ = ["NOISE", "ORDER", "dpmpp_2m_sde", "dpmpp_2s_sde", "dpmpp_3m_sde"]
 
@@ -71,7 +70,7 @@ def dpmpp_2s_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sa
         eta: the share of the SDE's noise, in [0, 1]; 0 is dpmpp_2s.
     """
     _check("dpmpp_2s_sde", eta)
-    noisier, less_noisy = intervals(grid)
+    noisier, less_noisy = grid.intervals()
     low, high = noisier.lam, less_noisy.lam
     between = grid.at(torch.where(low.isinf(), low, (low + high) / 2))
     whole, first = _steps(noisier, less_noisy, eta), _steps(noisier, between, eta)
@@ -105,7 +104,7 @@ def dpmpp_2m_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sa
         eta: the share of the SDE's noise, in [0, 1]; 0 is dpmpp_2m.
     """
     _check("dpmpp_2m_sde", eta)
-    keep, gain, std = _steps(*intervals(grid), eta)
+    keep, gain, std = _steps(*grid.intervals(), eta)
     lams, before = _lams(grid), None
     for i, (now, nxt) in enumerate(pairwise(grid)):
         x0 = (yield Ask(x, now)).x0
@@ -137,7 +136,7 @@ def dpmpp_3m_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sa
         eta: the share of the SDE's noise, in [0, 1]; 0 is dpmpp_3m.
     """
     _check("dpmpp_3m_sde", eta)
-    now, nxt = intervals(grid)
+    now, nxt = grid.intervals()
     keep, gain, std = _steps(now, nxt, eta)
     lams, line, parabola = _lams(grid), *_bends(now, nxt, eta)
     before: Tensor | None = None

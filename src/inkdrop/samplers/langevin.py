@@ -15,7 +15,6 @@ from torch import Tensor
 from inkdrop.core.ask import Ask, Belief, Noise, Sampling
 from inkdrop.core.grid import Grid
 from inkdrop.errors import BadArgument
-from inkdrop.samplers.dpm2 import intervals
 
 __all__ = ["ORDER", "annealed_langevin", "predictor_corrector", "reverse_sde", "row_norms"]
 
@@ -139,7 +138,7 @@ def _predictions(sampler: str, grid: Grid, predictor: Predictor) -> list[tuple[f
             f"{sampler}: this grid starts without signal (zero terminal SNR), where its step is infinite; "
             "try the grid karras, or the sampler ddpm"
         )
-    now, nxt = intervals(grid)
+    now, nxt = grid.intervals()
     if predictor == "euler_maruyama":
         fall, spread = grid.schedule.rates(now.t)
         keep, var = 1 - fall * (now.t - nxt.t), spread * (now.t - nxt.t)

@@ -26,9 +26,9 @@ def lms(x: Tensor, grid: Grid, noise: Noise, *, order: Literal[1, 2, 3, 4] = 4) 
     """Adams–Bashforth in rho with unequal steps: x_s/alpha_s = x_t/alpha_t + ∫ P(rho) drho (k-diffusion's sample_lms).
 
     In z = x/alpha the flow is dz/drho = eps. P is the polynomial in rho through the last `order` answers' eps, and the
-    integral from rho_t to rho_s is exact. The first answers give polynomials of lower degree: orders 1, 2, 3, ... .
-    Cost: one ask a step. Order: the knob. See Hairer, Nørsett & Wanner 1993, section III.5, eq. 5.2, and Katherine
-    Crowson's k-diffusion; order 1 is ddim with eta = 0.
+    integral from rho_t to rho_s is exact. The first steps have orders 1, 2, 3, as there are answers; from alpha = 0 and
+    into clean the step is ddim's. Cost: one ask a step. Order: the knob; 1 is ddim with eta = 0. See Katherine
+    Crowson's k-diffusion, and Hairer, Nørsett & Wanner 1993, section III.5, for unequal steps.
 
     Args:
         x: (B, C, *S), at grid[0].
@@ -42,7 +42,14 @@ def lms(x: Tensor, grid: Grid, noise: Noise, *, order: Literal[1, 2, 3, 4] = 4) 
 
 
 def multistep(x: Tensor, grid: Grid, order: int, weights: Weights) -> Sampling:
-    """The loop of lms and deis: each step's mean eps is a weighted mean of the last `order` answers'."""
+    """The loop of lms and deis: x (B, C, *S) down the grid, each step along a weighted mean of the last eps.
+
+    Args:
+        x: at grid[0].
+        grid: levels in falling order.
+        order: how many answers are weighted, ≥ 1.
+        weights: says how.
+    """
     rhos: list[float] = []
     past: list[Tensor] = []
     for now, nxt in pairwise(grid):
@@ -61,16 +68,24 @@ def transfer(
 ) -> Tensor:
     """x_s = alpha_s·(x_t/alpha_t + (rho_s − rho_t)·e), where e = (1 − Σ w_j)·eps + Σ w_j·past_j is eps over the step.
 
-    Without weights it is ddim's alpha_s·x0 + sigma_s·eps, which is finite from alpha = 0 and into clean too; the weights
-    bend that step: x_s = alpha_s·x0 + sigma_s·eps + c·Σ w_j·(past_j − eps) with c = sigma_s − alpha_s·rho_t.
+    Without weights it is ddim's alpha_s·x0 + sigma_s·eps, finite from alpha = 0 and into clean too. The weights bend
+    that step: x_s = alpha_s·x0 + sigma_s·eps + c·Σ w_j·(past_j − eps) with c = sigma_s − alpha_s·rho_t.
+
+    Args:
+        belief: about x_t, (B, C, *S) each.
+        now: the level t; alpha > 0 where there are weights.
+        nxt: the level s.
+        past: eps of other answers, (B, C, *S) each.
+        weights: one each.
     """
-    if not weights:
-        return nxt.alpha * belief.x0 + nxt.sigma * belief.eps
     alpha, sigma = float(nxt.alpha), float(nxt.sigma)
-    bends = [(sigma - alpha * float(now.rho)) * weight for weight in weights]
-    x: Tensor = alpha * belief.x0 + (sigma - sum(bends)) * belief.eps
+    if not weights:
+        return (alpha * belief.x0).add(belief.eps, alpha=sigma)
+    whole = sigma - alpha * float(now.sigma) / float(now.alpha)
+    bends = [whole * weight for weight in weights]
+    x = (alpha * belief.x0).add(belief.eps, alpha=sigma - sum(bends))
     for bend, eps in zip(bends, past, strict=True):
-        x = x + bend * eps
+        x = x.add(eps, alpha=bend)
     return x
 
 

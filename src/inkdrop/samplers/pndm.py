@@ -21,14 +21,14 @@ _ADAMS = ((), (-1 / 2,), (-16 / 12, 5 / 12), (-59 / 24, 37 / 24, -9 / 24))
 def plms(x: Tensor, grid: Grid, noise: Noise) -> Sampling:
     """PLMS: ddim's transfer of the Adams–Bashforth mean of the last four eps (Liu et al. 2022, eq. 9, 12, algorithm 2).
 
-    x_s = alpha_s·(x_t/alpha_t + (rho_s − rho_t)·e) with e = (55·eps_t − 59·eps_1 + 37·eps_2 − 9·eps_3)/24. The first step
-    is Heun's, e = (eps_t + eps_s)/2 with eps_s asked at the end of an Euler step, and the next two have two and three
+    x_s = alpha_s·(x_t/alpha_t + (rho_s − rho_t)·e) with e = (55·eps_t − 59·eps_1 + 37·eps_2 − 9·eps_3)/24. First comes
+    a step of Heun's, e = (eps_t + eps_s)/2 with eps_s asked at the end of an Euler step, then two of two and of three
     weights: the start of Stable Diffusion and of diffusers' skip_prk_steps, for the paper's three Runge–Kutta steps.
-    Cost: one ask a step, one more for the first step (none where it ends clean or starts at alpha = 0).
+    From alpha = 0 and into clean the step is ddim's. Cost: one ask a step, and one more for Heun's.
 
-    Order 2 (their property 3.2), on grids of equal steps of any smooth time: four weights make e the mean of eps over
-    *time* to fourth order, but the transfer wants the mean over rho, and the two differ by rho''/rho'·eps'·h²/12.
-    That is third order a step, and second in all, however many weights there are.
+    Order 2, as they prove, on grids of equal steps of any smooth time: four weights make e the mean of eps over *time*
+    to fourth order, but the transfer wants the mean over rho, and the two differ by rho''/rho'·eps'·h²/12. That is an
+    error of third order a step, and of second in all, however many weights there are.
 
     Args:
         x: (B, C, *S), at grid[0].
@@ -39,9 +39,10 @@ def plms(x: Tensor, grid: Grid, noise: Noise) -> Sampling:
 
 
 def ipndm(x: Tensor, grid: Grid, noise: Noise) -> Sampling:
-    """iPNDM: plms that starts with lower orders, 1, 2 and 3, instead of extra asks (Zhang & Chen 2023, appendix H.2).
+    """iPNDM: plms that starts with lower orders instead of an extra ask (Zhang & Chen 2023, "improved PNDM").
 
-    Cost: one ask a step. Order 2, for the reason that plms gives.
+    The first three steps have one, two and three weights; from alpha = 0 and into clean the step is ddim's. Cost: one
+    ask a step. Order 2, for the reason that plms gives.
 
     Args:
         x: (B, C, *S), at grid[0].
