@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/samplers and of guidance: each family's samplers at work on a mixture whose exact flow is known.
+"""Draw the pictures of docs/samplers and of guidance, on mixtures whose exact flow is known.
 
     python scripts/pictures.py            # writes docs/images/sampler-*.png and guidance.png
 
@@ -129,7 +129,8 @@ def guided_net(ask: Ask) -> Belief:
     """The conditional net, and the unconditional one in rows whose class is null."""
     null = ask.cond.null_rows("label") if ask.cond is not None else torch.zeros(len(ask.x), dtype=torch.bool)
     asked, whole = ASKED(ask), WHOLE(ask)
-    return Belief(*(torch.where(null[:, None], b, a) for a, b in ((asked.x0, whole.x0), (asked.eps, whole.eps))))
+    x0, eps = (torch.where(null[:, None], b, a) for a, b in ((asked.x0, whole.x0), (asked.eps, whole.eps)))
+    return Belief(x0, eps)
 
 
 def judge(ask: Ask) -> Belief:
@@ -148,7 +149,7 @@ def draw_guidance() -> None:
         plan = Plan(sampler=Part("dpmpp_2m"), guide=tuple(guides))
         cond = Cond(label=torch.zeros(count, dtype=torch.int64))
         start = noise.start((count, 2), torch.float64)
-        parts = {"net": guided_net, "weak": WEAK, "classifier": judge}
+        parts: dict[str, Callable[[Ask], Belief]] = {"net": guided_net, "weak": WEAK, "classifier": judge}
         x = drive(sampling(plan, start, grid, noise, cond), parts)
         density(axes, ASKED)
         axes.plot(*x.T, ".", ms=1.5, color="tab:red", alpha=0.6)
