@@ -29,7 +29,7 @@ lint: $(VENV)/.dev ## format, lint, types, floors and line budget
 	$(BIN)/python scripts/line_budget.py
 
 check: lint ## lint and the fast tests
-	$(PYTEST) -m "not slow and not app"
+	$(PYTEST) -m "not slow and not app and not long"
 
 test: $(VENV)/.dev ## the whole test suite
 	$(PYTEST) -m "not slow"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from inkdrop.core.ask import Ask
+from inkdrop.core.brownian import Brownian
 from inkdrop.core.cond import Cond
 from inkdrop.core.noise import Keyed
 from inkdrop.core.schedule import cosine, flow
@@ -19,7 +20,7 @@ from inkdrop.denoiser import wrap
 from inkdrop.errors import BadArgument, BadShape, InkdropError, UnknownName
 from inkdrop.find import Part
 from inkdrop.generate import labels_of, sample, steps
-from inkdrop.plan import Plan, change, grid_of
+from inkdrop.plan import Plan, change, grid_of, noise_of
 from inkdrop.recipe import Recipe, dump, read, set_knobs
 from runs import digits, points, untrained
 
@@ -348,3 +349,26 @@ def test_weights_are_where_the_net_says():
     others = (ask(x=2 * x), ask(level=grid[1]), ask(cond=Cond(label=torch.tensor([1]))), ask(cond=cond.null()))
     assert all((ask() - other).abs().max() > 1e-3 for other in others)
     assert isinstance(model.denoiser.net, nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("plan", "kind"),
+    [
+        (Plan(), Keyed),
+        (Plan(sampler=Part("dpmpp_2m_sde")), Brownian),
+        (Plan(sampler=Part("dpmpp_2m_sde"), combine=Part("restart")), Keyed),
+        (Plan(sampler=Part("dpmpp_2m_sde"), noise="white"), Keyed),
+        (Plan(sampler=Part("ddpm"), noise="brownian"), Brownian),
+    ],
+)
+def test_noise_is_the_plan_s_or_the_sampler_s_own(plan, kind):
+    """A path cannot go back up, so a combinator draws white noise."""
+    assert type(noise_of(plan, 0, range(2))) is kind
+
+
+def test_restart_goes_round_an_sde_solver():
+    """It would be refused by a Brownian path, and is not: dpmpp_2m_sde with restart on a trained-shape model."""
+    plan = Plan(Part("dpmpp_2m_sde"), Part("loguniform"), 12, (), Part("restart", {"low": 0.1, "high": 5.0}))
+    denoiser = wrap(lambda x, time: torch.zeros_like(x), cosine(steps=40), v())
+    asked = len(list(steps(denoiser, 2, shape=(3,), plan=plan))) - 1
+    assert asked > 12

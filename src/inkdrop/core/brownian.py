@@ -16,7 +16,7 @@ from inkdrop.errors import BadArgument
 __all__ = ["Brownian"]
 
 TOP = 20.0  # the path is known for half log-SNRs in [−TOP, TOP]; below −TOP it is 0
-DEPTH = 26  # two levels nearer than 2·TOP/2^DEPTH = 6e-7 share a leaf, in which the path is straight
+DEPTH = 16  # levels nearer than 2·TOP/2^DEPTH = 6e-4 may share a leaf, in which one number bends the path
 ROOT = 2**31  # draws of the path's nodes, apart from the white draws 0, 1, 2, ...
 
 
@@ -30,6 +30,8 @@ class Brownian:
 
     The path is built by halving (Lévy's construction) in half log-SNR over [−20, 20]: node k of the tree is a bridge
     between its neighbours with the normal of draw 2^31 + k, so the order and the number of questions change nothing.
+    Levels more than 6e-4 apart have exactly the law of a Brownian motion; in 1,000 steps of any schedule they are 2e-3
+    apart and more. Cost: ten normals a number for a step of fifty, for what neighbouring steps share is kept.
 
     Args:
         seed: in [0, 2^64).
@@ -52,30 +54,39 @@ class Brownian:
         """
         low, high = (min(max(float(level.lam), -TOP), TOP) for level in (now, nxt))
         if nxt.clean or not high > low:
-            raise BadArgument("brownian noise: the next level must be noisy, and less so than this one")
-        fresh = (self._at(high, x.shape) - self._at(low, x.shape)) / math.sqrt(_snr(high) - _snr(low))
+            raise BadArgument(
+                f"brownian noise: got a step from half log-SNR {float(now.lam):g} to {float(nxt.lam):g}, need one to a "
+                "level that is less noisy, and not clean; try white noise, which restart and Langevin steps need"
+            )
+        start = self._at(low, x.shape)  # first, for it is where the step before ended
+        fresh = (self._at(high, x.shape) - start) / math.sqrt(_snr(high) - _snr(low))
         return fresh.to(x.device, x.dtype)
 
     def _at(self, lam: float, shape: Sequence[int]) -> Tensor:
         """B at SNR = e^{2·lam}: down the tree, keeping the nodes of this way for the next question."""
+        known, way = self._nodes, {}
         draw = partial(normal, shape, self.seed, self.images)
-        way = {0: self._nodes[0] if 0 in self._nodes else math.exp(TOP) * draw(ROOT)}
+        way[0] = known[0] if 0 in known else math.exp(TOP) * draw(ROOT)
         left, right, low, high, node = torch.zeros_like(way[0]), way[0], -TOP, TOP, 1
         for _ in range(DEPTH):
             middle = (low + high) / 2
-            a, b, c = _snr(low), _snr(middle), _snr(high)
-            if node in self._nodes:
-                value = self._nodes[node]
-            else:  # the bridge between the neighbours
-                part = (b - a) / (c - a)
-                value = left + part * (right - left) + math.sqrt(part * (c - b)) * draw(ROOT + node)
-            way[node] = value
-            if lam < middle:
-                right, high, node = value, middle, 2 * node
+            if node in known:
+                way[node] = known[node]
             else:
-                left, low, node = value, middle, 2 * node + 1
+                way[node] = _bridge(left, right, _snr(low), _snr(middle), _snr(high), draw(ROOT + node))
+            if lam < middle:
+                right, high, node = way[node], middle, 2 * node
+            else:
+                left, low, node = way[node], middle, 2 * node + 1
+        way[node] = known[node] if node in known else draw(ROOT + node)  # of a leaf its normal is kept, not a value
         self._nodes = way
-        return left + (_snr(lam) - _snr(low)) / (_snr(high) - _snr(low)) * (right - left)
+        return _bridge(left, right, _snr(low), _snr(lam), _snr(high), way[node])
+
+
+def _bridge(left: Tensor, right: Tensor, a: float, b: float, c: float, z: Tensor) -> Tensor:
+    """B(b) given B(a) = left and B(c) = right, a <= b <= c, from a unit normal z."""
+    part = (b - a) / (c - a)
+    return left + part * (right - left) + math.sqrt(part * (c - b)) * z
 
 
 def _snr(lam: float) -> float:

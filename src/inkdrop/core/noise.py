@@ -6,6 +6,7 @@ Numbers are drawn in float64 on the CPU and then cast, so float32 and float64 ru
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,6 +58,17 @@ class _Rekeyed:
         return self._generator
 
 
+_threads = threading.local()
+
+
+def _source() -> _Rekeyed:
+    """This thread's generator, which is re-keyed at each use: making one costs more than a draw."""
+    if not hasattr(_threads, "source"):
+        _threads.source = _Rekeyed()
+    source: _Rekeyed = _threads.source
+    return source
+
+
 def normal(shape: Sequence[int], seed: int, images: Sequence[int], draw: int) -> Tensor:
     """Unit normal noise of the shape (B, ...), row i keyed by (seed, images[i], draw); float64 on the CPU."""
     if len(images) != shape[0]:
@@ -64,7 +76,7 @@ def normal(shape: Sequence[int], seed: int, images: Sequence[int], draw: int) ->
     ends = (("image", max(images, default=0)), ("image", min(images, default=0)))
     for word, key in (("seed", seed), *ends, ("draw", draw)):
         _check_key(word, key)
-    source = _Rekeyed()
+    source = _source()
     rows = [source.at(seed, i, draw).standard_normal(tuple(shape[1:])) for i in images]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(*shape, dtype=torch.float64)
 

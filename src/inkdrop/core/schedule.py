@@ -94,10 +94,8 @@ class Schedule(ABC):
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(f, g²) of the forward SDE dx = f·x dt + g dw at noisy times t, of t's shape, float64.
 
-        f = d log alpha/dt ≤ 0 and g² = −2·sigma²·dlam/dt > 0 (Song et al. 2021, eq. 5; Kingma et al. 2021, section 2).
-
-        Raises:
-            BadArgument: a time outside [1/T, 1], or one without signal (alpha = 0), where they are infinite.
+        f = d log alpha/dt ≤ 0 and g² = −2·sigma²·dlam/dt > 0 (Song et al. 2021, eq. 5; Kingma et al. 2021, section 2);
+        infinite, and refused, where alpha = 0.
         """
         level = self(t)
         if bool(((level.t == 0) | (level.alpha == 0)).any()):
@@ -121,7 +119,7 @@ class Schedule(ABC):
         return self.least + u.double() * (1 - self.least)
 
     def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(d log alpha/dt, dlam/dt) at noisy times, by differentiating the closed form."""
+        """(d log alpha/dt, dlam/dt) at noisy times, the closed form differentiated."""
         with torch.enable_grad():
             at = t.detach().clone().requires_grad_()
             logs = [f.log() + 0 * at for f in self._noisy(at)]  # 0·t, for alpha may be a constant
@@ -320,12 +318,7 @@ def _root_linear(steps: int, first: float, last: float) -> Tensor:
 
 
 def scaled_linear(
-    *,
-    steps: int = 1000,
-    first: float = 0.00085,
-    last: float = 0.012,
-    rescale: bool = False,
-    zero_terminal: bool = False,
+    *, steps: int = 1000, first: float = 8.5e-4, last: float = 0.012, rescale: bool = False, zero_terminal: bool = False
 ) -> Table:
     """Latent diffusion's table: √beta rises linearly (Rombach et al. 2022, Stable Diffusion's ends)."""
     first, last = _ends(first, last, steps, rescale)

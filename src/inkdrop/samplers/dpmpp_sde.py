@@ -80,14 +80,14 @@ def dpmpp_2s_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sa
         if nxt.clean:
             return x0
         if now.alpha == 0:  # an infinite step, which has no middle, and in which noise replaces x
-            x = whole.keep[i] * x + whole.gain[i] * x0
-            x = x + whole.std[i] * noise(x, now, nxt) if eta else x
+            x = (whole.keep[i] * x).add(x0, alpha=whole.gain[i])
+            x = x.add(noise(x, now, nxt), alpha=whole.std[i]) if eta else x
             continue
-        u, kept = first.keep[i] * x + first.gain[i] * x0, whole.keep[i] * x
+        u, kept = (first.keep[i] * x).add(x0, alpha=first.gain[i]), whole.keep[i] * x
         if eta:
-            early = first.std[i] * noise(x, now, mid)
-            u, kept = u + early, kept + second.keep[i] * early + second.std[i] * noise(x, mid, nxt)
-        x = kept + whole.gain[i] * (yield Ask(u, mid)).x0
+            early, late = first.std[i] * noise(x, now, mid), noise(x, mid, nxt)
+            u, kept = u + early, kept.add(early, alpha=second.keep[i]).add(late, alpha=second.std[i])
+        x = kept.add((yield Ask(u, mid)).x0, alpha=whole.gain[i])
     return x
 
 
@@ -110,12 +110,12 @@ def dpmpp_2m_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sa
         x0 = (yield Ask(x, now)).x0
         if nxt.clean:
             return x0
-        x = keep[i] * x + gain[i] * x0
+        x = (keep[i] * x).add(x0, alpha=gain[i])
         if before is not None:
             ratio = (lams[i + 1] - lams[i]) / (lams[i] - lams[i - 1])  # 0 after an infinite step
-            x = x + (gain[i] * ratio / 2) * (x0 - before)
+            x = x.add(x0 - before, alpha=gain[i] * ratio / 2)
         if eta:
-            x = x + std[i] * noise(x, now, nxt)
+            x = x.add(noise(x, now, nxt), alpha=std[i])
         before = x0
     return x
 
@@ -123,10 +123,10 @@ def dpmpp_2m_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sa
 def dpmpp_3m_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sampling:
     """SDE-DPM-Solver++(3M): x0 on the parabola through the last three answers, integrated exactly (k-diffusion).
 
-    With divided differences d1 = [x0, x0'] and d2 = [x0, x0', x0''] over lam, x0(lam + s) = x0 + s·(d1 + h_before·d2)
-    + s²·d2, of which 1, s and s² have the integrals m0 = 1 − e^{−k}, h·m1 with m1 = 1 − m0/k, and h²·(1 − 2·m1/k),
-    k = (1 + eta)·h. k-diffusion, and Lu et al.'s code for the ODE, take half of the last, with which eta = 0 has order
-    2 and not 3. The first steps, and those after alpha = 0, have fewer answers to use.
+    With the divided differences d1, d2 of the last answers over lam, x0(lam + s) is x0 + s·(d1 + h_before·d2) + s²·d2.
+    The integrals of 1, s and s² are m0 = 1 − e^{−k}, h·m1 with m1 = 1 − m0/k, and h²·(1 − 2·m1/k), k = (1 + eta)·h.
+    k-diffusion, and Lu et al.'s code for the ODE, take half of the last, with which eta = 0 has order 2 and not 3. The
+    first steps, and those after alpha = 0, have fewer answers to use.
     Cost: one ask a step. Weak order 2; with eta = 0 order 3, of dpmpp_3m.
 
     Args:
@@ -145,17 +145,16 @@ def dpmpp_3m_sde(x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Sa
         x0 = (yield Ask(x, now)).x0
         if nxt.clean:
             return x0
-        x = keep[i] * x + gain[i] * x0
+        x = (keep[i] * x).add(x0, alpha=gain[i])
         if before is not None:
             h = lams[i] - lams[i - 1]
             d1 = (x0 - before) / h
-            x = x + line[i] * d1
+            x = x.add(d1, alpha=line[i])
             if slope is not None:
-                d2 = (d1 - slope) / (lams[i] - lams[i - 2])
-                x = x + (line[i] * h + parabola[i]) * d2
+                x = x.add(d1 - slope, alpha=(line[i] * h + parabola[i]) / (lams[i] - lams[i - 2]))
             slope = d1
         if eta:
-            x = x + std[i] * noise(x, now, nxt)
+            x = x.add(noise(x, now, nxt), alpha=std[i])
         before = x0
     return x
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inkdrop.core.ask import Ask, Noise, Sampling
-from inkdrop.core.forward import step
 from inkdrop.core.grid import Grid
 from inkdrop.core.level import Level
 from inkdrop.errors import BadArgument
@@ -53,15 +52,16 @@ def edm(
     """
     top = math.inf if high is None else high
     _check(churn, low, top, inflate, order)
-    for (now, nxt), raised in zip(pairwise(grid), _raised(grid, churn, low, top), strict=True):
-        if raised is not None:
-            x = step(x, inflate * noise(x, now, raised), now, raised)
+    for (now, nxt), lift in zip(pairwise(grid), _lifts(grid, churn, low, top), strict=True):
+        if lift is not None:
+            raised, keep, std = lift
+            x = (keep * x).add(noise(x, now, raised), alpha=inflate * std)
             now = raised
         if order == 2 and now.alpha > 0:
             x = yield from trapezoid(x, now, nxt, "rho")
         else:
             belief = yield Ask(x, now)
-            x = nxt.alpha * belief.x0 + nxt.sigma * belief.eps
+            x = (float(nxt.alpha) * belief.x0).add(belief.eps, alpha=float(nxt.sigma))
     return x
 
 
@@ -78,11 +78,24 @@ def _check(churn: float, low: float, high: float, inflate: float, order: int) ->
         raise BadArgument("edm churn: got 0, with which low, high and inflate have no effect; leave them out")
 
 
-def _raised(grid: Grid, churn: float, low: float, high: float) -> list[Level | None]:
-    """The level to which each of the n steps raises its x first; None where it does not."""
-    rho = torch.stack([level.rho for level in grid[:-1]]) if len(grid) > 1 else torch.zeros(0, dtype=torch.float64)
-    gamma = min(churn / max(1, len(grid) - 1), MOST)
-    to = (rho * (1 + gamma)).clamp(max=float(grid.schedule(1.0).rho))
+class _Lift(NamedTuple):
+    """The level to which a step raises its x first, and the forward step there: keep·x + std·noise."""
+
+    level: Level
+    keep: float
+    std: float
+
+
+def _lifts(grid: Grid, churn: float, low: float, high: float) -> list[_Lift | None]:
+    """The lift of each of the n steps; None where it has none."""
+    rho = grid.intervals()[0].rho
+    to = (rho * (1 + min(churn / max(1, len(rho)), MOST))).clamp(max=float(grid.schedule(1.0).rho))
     up = (to > rho) & (low <= rho) & (rho <= high)
-    levels = zip(*grid.at(-to.log()), strict=True)
-    return [Level(*fields) if here else None for fields, here in zip(levels, up.tolist(), strict=True)]
+    lifts: list[_Lift | None] = []
+    for now, raised in zip(grid, grid.each_at(torch.where(up, -to.log(), math.inf)), strict=False):
+        if raised is None:
+            lifts.append(None)
+        else:
+            keep = float(raised.alpha / now.alpha)
+            lifts.append(_Lift(raised, keep, float((raised.sigma**2 - (keep * now.sigma) ** 2).sqrt())))
+    return lifts

@@ -1,6 +1,7 @@
 """The score-based line: the reverse SDE, predictor-corrector and annealed Langevin dynamics.
 
-Song & Ermon 2019 and 2020, Song et al. 2021 ("Score-based generative modeling through SDEs"). The score is ∇ log p(x) = −eps/sigma.
+Song & Ermon 2019 and 2020, Song et al. 2021 ("Score-based generative modeling through stochastic differential
+equations"). The score is ∇ log p(x) = −eps/sigma.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def annealed_langevin(x: Tensor, grid: Grid, noise: Noise, *, per_level: int = 5
         drift, spread = step_size / 2 * float(level.sigma), math.sqrt(step_size) * float(level.sigma)
         for _ in range(per_level):
             belief = yield Ask(x, level)
-            x = x - drift * belief.eps + spread * noise(x, level, level)
+            x = x.add(belief.eps, alpha=-drift).add(noise(x, level, level), alpha=spread)
     if grid[-1].clean and len(grid) > 1:
         x = (yield Ask(x, grid[-2])).x0
     return x
@@ -152,7 +153,7 @@ def _predictions(sampler: str, grid: Grid, predictor: Predictor) -> list[tuple[f
 
 def _predicted(x: Tensor, belief: Belief, steps: tuple[float, ...], z: Tensor) -> Tensor:
     keep, drift, std = steps
-    return keep * x - drift * belief.eps + std * z
+    return (keep * x).add(belief.eps, alpha=-drift).add(z, alpha=std)
 
 
 def row_norms(x: Tensor) -> Tensor:
