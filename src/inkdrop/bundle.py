@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inkdrop.core.schedule import Schedule
 from inkdrop.denoiser import Denoiser
@@ -60,6 +60,8 @@ class Bundle:
         classes: class names, label i being classes[i]; () if there are none.
         levels: how many values a channel can take; None if continuous.
         card: what it was trained on, when, where and how far; for people.
+        parts: what else answers questions, by the name in Ask.of ("weak", "classifier"); given by `with_parts`, and not
+            saved with it.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Bundle:
     classes: tuple[str, ...] = ()
     levels: int | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, nn.Module] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -311,7 +314,7 @@ def load(
     return Bundle(recipe, denoiser, shape, classes, record.get("levels"), record.get("card", {}))
 
 
-def load_weights(net: torch.nn.Module, file: Path) -> None:
+def load_weights(net: nn.Module, file: Path) -> None:
     """Fill a net from a safetensors file, every key used and none left over.
 
     Raises:

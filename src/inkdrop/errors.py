@@ -55,7 +55,8 @@ class UnknownName(InkdropError):
     def __init__(self, what: str, got: str, known: Iterable[str]) -> None:
         names = sorted(known)
         near = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+        nearest = " or ".join([", ".join(near[:-1]), near[-1]] if near[1:] else near)
+        hint = f"did you mean {nearest}?" if near else f"known: {', '.join(names) or 'none'}"
         super().__init__(f"{what}: unknown name {got!r}; {hint}")
         self.got, self.known = got, names
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from inkdrop.core.ask import Ask, Belief, Sampling
+from inkdrop.core.ask import Ask, Belief, Sampler, Sampling
 from inkdrop.core.check import check_state
 from inkdrop.core.cond import Cond
 from inkdrop.denoiser import Denoiser
-from inkdrop.drive import Step, drive, watch
+from inkdrop.drive import Answerer, Step, drive, watch
+from inkdrop.edit.hook import See, hook
 from inkdrop.errors import BadArgument, BadShape, UnknownName
-from inkdrop.plan import Plan, change, grid_of, noise_of, sampling
+from inkdrop.find import knobs
+from inkdrop.plan import Plan, change, check_guide, grid_of, needs_of, noise_of, sampling
 
-__all__ = ["Model", "cond_of", "evaluating", "labels_of", "plan_of", "sample", "steps"]
+__all__ = ["Model", "cond_of", "evaluating", "labels_of", "parts_of", "plan_of", "sample", "steps"]
 
 
 class Model(Protocol):
-    """What can be sampled without further words: a Bundle."""
+    """What can be sampled without further words: a Bundle; it may have `parts` besides, as that has."""
 
     @property
     def denoiser(self) -> Denoiser:
@@ -69,17 +71,17 @@ def labels_of(
     return torch.tensor([_label(one, classes) for one in each], dtype=torch.int64)
 
 
-def _label(one: int | str, classes: tuple[str, ...]) -> int:
+def _label(one: int | str, classes: tuple[str, ...], what: str = "class") -> int:
     if isinstance(one, str):
         if one in classes:
             return classes.index(one)
         if not re.fullmatch(r"-?[0-9]+", one):
-            raise UnknownName("class", one, classes)
+            raise UnknownName(what, one, classes)
     elif int(one) != one:
-        raise BadArgument(f"class: got {one}, need a whole number, or a name: {', '.join(classes)}")
+        raise BadArgument(f"{what}: got {one}, need a whole number, or a name: {', '.join(classes)}")
     if not 0 <= int(one) < len(classes):
         raise BadArgument(
-            f"class: got {one}, need a number in [0, {len(classes) - 1}], or a name: {', '.join(classes)}"
+            f"{what}: got {one}, need a number in [0, {len(classes) - 1}], or a name: {', '.join(classes)}"
         )
     return int(one)
 
@@ -88,8 +90,13 @@ class _Job(NamedTuple):
     """A sampling ready to be driven, who answers it, and where what its sampler hears is noted."""
 
     work: Sampling
-    denoiser: Denoiser
+    parts: Mapping[str, Answerer]
     heard: list[tuple[Ask, Belief]]
+
+
+def parts_of(model: Model | Denoiser) -> dict[str, Answerer]:
+    """What answers a model's questions, by the name in Ask.of: the denoiser as "net", and its other parts, if any."""
+    return {"net": model} if isinstance(model, Denoiser) else {"net": model.denoiser, **getattr(model, "parts", {})}
 
 
 def _prepare(
@@ -99,6 +106,7 @@ def _prepare(
     plan: Plan,
     seed: int,
     cond: Cond | None,
+    see: See | None,
 ) -> _Job:
     """The sampling of these images from their own start noise."""
     denoiser = model if isinstance(model, Denoiser) else model.denoiser
@@ -112,24 +120,47 @@ def _prepare(
     x = denoiser.schedule.start(noise.start((len(images), *shape), device=str(device)), grid[0])
     check_state(x, shape)
     cond = None if cond is None else cond.to(device)
-    return _Job(sampling(plan, x, grid, noise, cond, heard), denoiser, heard)
+
+    def edit(sampler: Sampler) -> Sampler:
+        return sampler if see is None else lambda x, grid, noise: hook(sampler(x, grid, noise), see)
+
+    return _Job(sampling(plan, x, grid, noise, cond, heard, edit), parts_of(model), heard)
 
 
 def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any]) -> Plan:
-    """The plan given, or the model's own, or the plainest, with its changes; guidance only where it can work."""
-    unknown = set(changes) - {"sampler", "grid", "steps", "guidance", "clip"}
+    """The plan given, or the model's own, or the plainest, with its changes; guidance only where it can work.
+
+    Raises:
+        UnknownName: there is no such change.
+        BadArgument: guides that do not go together, or that this model has no branch, class or part for.
+    """
+    unknown = set(changes) - set(knobs(change))
     if unknown:
-        raise UnknownName("sample option", min(unknown), ("sampler", "grid", "steps", "guidance", "clip"))
-    if isinstance(model, Denoiser):
-        return change(plan or Plan(guide=()), **changes)
-    plan = change(plan or model.plan, **changes)
-    scale = next((float(p.knobs.get("scale", 1.0)) for p in plan.guide if p.name == "cfg"), 1.0)
-    if scale != 1 and model.classes and not model.guidable:
+        raise UnknownName("sample option", min(unknown), knobs(change))
+    own = Plan(guide=()) if isinstance(model, Denoiser) else model.plan
+    plan = change(plan or own, **changes)
+    check_guide(plan.guide)
+    parts = parts_of(model)
+    for name, guide in needs_of(plan).items():
+        if name not in parts:
+            raise BadArgument(
+                f"{guide}: asks a part {name!r}, which this model does not have; give it by --{name} PATH or with_parts"
+            )
+    if not isinstance(model, Denoiser) and model.classes:
+        _check_cfg(model, next((p.knobs for p in plan.guide if p.name == "cfg"), {}))
+    return plan
+
+
+def _check_cfg(model: Model, given: Mapping[str, Any]) -> None:
+    """Whether a model with classes has the branches that cfg mixes: the null one, or that of the negative class."""
+    scale, negative = float(given.get("scale", 1.0)), given.get("negative")
+    if negative is not None:
+        _label(negative, model.classes, "cfg negative")
+    elif scale != 1 and not model.guidable:
         raise BadArgument(
             f"guidance: got {scale:g}, but this model was trained without dropped conditions (train.null_rate=0); "
             "use 1, or train with null_rate=0.1"
         )
-    return plan
 
 
 def cond_of(model: Model | Denoiser, count: int, label: Any, cond: Cond | None, first: int = 0) -> Cond | None:
@@ -158,6 +189,7 @@ def steps(
     cond: Cond | None = None,
     shape: tuple[int, ...] | None = None,
     plan: Plan | None = None,
+    see: See | None = None,
     **changes: Any,
 ) -> Iterator[Step]:
     """Sample one batch, giving a Step (x, x0, level) at each answer and a last one with the result.
@@ -172,28 +204,32 @@ def steps(
         cond: other conditions, one row an image.
         shape: (C, *S) of one image, where the model does not know it.
         plan: how to sample; the model's own by default.
-        changes: of the plan: sampler, grid, steps, guidance, clip.
+        see: a hook, (ask, belief) -> another x0 or None: shown every guided and clipped belief before the sampler.
+        changes: of the plan, as in `plan.change`: sampler, grid, steps, guidance, clip, guide, combine, noise.
     """
     if count < 1:
         raise BadArgument(f"sample count: got {count}, need at least 1")
     plan = plan_of(model, plan, changes)
-    return _watch(_prepare(model, range(count), shape, plan, seed, cond_of(model, count, label, cond)))
+    return _watch(_prepare(model, range(count), shape, plan, seed, cond_of(model, count, label, cond), see))
 
 
 def _watch(job: _Job) -> Iterator[Step]:
-    with evaluating(job.denoiser):
+    with evaluating(job.parts):
         yield from watch(*job)
 
 
 @contextmanager
-def evaluating(denoiser: Denoiser) -> Iterator[None]:
-    """The net in evaluation mode, and back as it was, whatever happens."""
-    was = denoiser.training
-    denoiser.eval()
+def evaluating(parts: Mapping[str, Any] | nn.Module) -> Iterator[None]:
+    """A net, or all of these, in evaluation mode, and back as they were, whatever happens."""
+    nets = [parts] if isinstance(parts, nn.Module) else [p for p in parts.values() if isinstance(p, nn.Module)]
+    was = [net.training for net in nets]
     try:
+        for net in nets:
+            net.eval()
         yield
     finally:
-        denoiser.train(was)
+        for net, training in zip(nets, was, strict=True):
+            net.train(training)
 
 
 def sample(
@@ -208,6 +244,7 @@ def sample(
     plan: Plan | None = None,
     batch: int = 256,
     on_step: Callable[[int, Step], bool | None] | None = None,
+    see: See | None = None,
     **changes: Any,
 ) -> Tensor:
     """Samples (count, C, *S), float32, in the range of the data (clipped where the plan says so).
@@ -223,7 +260,8 @@ def sample(
         plan: how to sample; the model's own by default.
         batch: images at a time, ≥ 1.
         on_step: called with (images done before this batch, step); returning True cancels.
-        changes: of the plan: sampler, grid, steps, guidance, clip.
+        see: a hook, (ask, belief) -> another x0 or None: shown every guided and clipped belief before the sampler.
+        changes: of the plan, as in `plan.change`: sampler, grid, steps, guidance, clip, guide, combine, noise.
     """
     for what, number in (("count", count), ("batch", batch)):
         if number < 1:
@@ -233,8 +271,8 @@ def sample(
     for start in range(0, count, batch):
         rows = range(start, min(start + batch, count))
         part = None if every is None else every.take(slice(rows.start, rows.stop))
-        job = _prepare(model, [first + i for i in rows], shape, plan, seed, part)
+        job = _prepare(model, [first + i for i in rows], shape, plan, seed, part, see)
         tell = None if on_step is None else (lambda step, done=start: on_step(done, step))
-        with evaluating(job.denoiser):
-            out.append(drive(job.work, job.denoiser, on_step=tell, heard=job.heard).cpu())
+        with evaluating(job.parts):
+            out.append(drive(job.work, job.parts, on_step=tell, heard=job.heard).cpu())
     return torch.cat(out)

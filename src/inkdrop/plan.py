@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from inkdrop.drive import overhear
 from inkdrop.errors import BadArgument
 from inkdrop.find import Part, build, check_knobs, find
 
-__all__ = ["Plan", "change", "grid_of", "noise_of", "sampling"]
+__all__ = ["Plan", "add_guide", "change", "check_guide", "grid_of", "needs_of", "noise_of", "place_of", "sampling"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Plan:
         sampler: a sampler and its knobs.
         grid: a spacing of levels and its knobs.
         steps: the number of steps of the grid, ≥ 1.
-        guide: middleware from the sampler outwards: clip before cfg, so that the guided x0 is clipped.
+        guide: middleware from the sampler outwards, in the order of their PLACE (see `guide`): clip before cfg, so that
+            the guided x0 is clipped.
         combine: a combinator that runs the sampler on segments of the grid, such as restart; None runs it once.
         noise: "white", "brownian" (one path an image, whatever the steps), or None for what the sampler's file names in
-            its NOISE, white where it names none.
+            its NOISE, white where it names none or with a combinator.
     """
 
     sampler: Part = field(default_factory=lambda: Part("ddim"))
@@ -51,6 +53,47 @@ class Plan:
             raise BadArgument(f"noise: got {self.noise!r}, need white or brownian; leave it out for the sampler's own")
 
 
+def _stated(part: Part, name: str) -> Any:
+    """What the file of a guide states by this name; None where it states nothing."""
+    return getattr(inspect.getmodule(find("guide", part.name)), name, None)
+
+
+def place_of(part: Part) -> int:
+    """Where a guide stands between the sampler and the net: the PLACE in its file, larger nearer the net.
+
+    Raises:
+        BadArgument: its file states none.
+    """
+    place: int | None = _stated(part, "PLACE")
+    if place is None:
+        raise BadArgument(f"guide {part.name}: its module states no PLACE; write PLACE = 25 for between drift and cfg")
+    return place
+
+
+def needs_of(plan: Plan) -> dict[str, str]:
+    """The parts of a bundle that the plan's guides ask besides the net, and which guide asks it: NEEDS in its file."""
+    return {name: part.name for part in plan.guide for name in _stated(part, "NEEDS") or ()}
+
+
+def check_guide(guide: Sequence[Part]) -> None:
+    """Refuse guides that are not in the order of their PLACE, or two at one place.
+
+    Raises:
+        BadArgument: naming them.
+    """
+    for inner, outer in pairwise(guide):
+        if place_of(inner) == place_of(outer):
+            raise BadArgument(f"guide: {inner.name} and {outer.name} do the same work; keep one of them")
+        if place_of(inner) > place_of(outer):
+            right = ", ".join(part.name for part in sorted(guide, key=place_of))
+            raise BadArgument(f"guide: got {inner.name} before {outer.name}, need {right} (from the sampler outwards)")
+
+
+def add_guide(guide: Sequence[Part], part: Part) -> tuple[Part, ...]:
+    """Guides with one more, or with another one of its name, in the order of their PLACE."""
+    return tuple(sorted([*(p for p in guide if p.name != part.name), part], key=place_of))
+
+
 def change(
     plan: Plan,
     *,
@@ -59,6 +102,9 @@ def change(
     steps: int | None = None,
     guidance: float | None = None,
     clip: bool | None = None,
+    guide: Sequence[str | Part] | None = None,
+    combine: str | Part | None = None,
+    noise: Literal["white", "brownian"] | None = None,
 ) -> Plan:
     """A plan with some of it changed; what is None stays.
 
@@ -67,22 +113,39 @@ def change(
         sampler: another sampler, with default knobs if only named.
         grid: another spacing.
         steps: another number of steps.
-        guidance: the scale w of classifier-free guidance: 1 conditional, 0 unconditional, above 1 stronger.
+        guidance: the scale w of classifier-free guidance: 1 conditional, 0 unconditional, above 1 stronger. Its other
+            knobs stay, but at 1, where they would have no effect.
         clip: whether x0 is clipped, to the plan's own range if it has one, else to the data's.
+        guide: guides to add, with default knobs if only named and not there; "none" takes those so far away.
+        combine: another combinator, or "none".
+        noise: another kind of noise.
     """
-    guide = list(plan.guide)
+    guides = plan.guide
+    for each in guide or ():
+        guides = () if each == "none" else add_guide(guides, _own(guides, each) if isinstance(each, str) else each)
     if clip is not None:
-        own = [p for p in guide if p.name == "clip"] or [Part("clip")]
-        guide = (own if clip else []) + [p for p in guide if p.name != "clip"]
+        guides = add_guide(guides, _own(guides, "clip")) if clip else tuple(p for p in guides if p.name != "clip")
     if guidance is not None:
-        guide = [p for p in guide if p.name != "cfg"] + [Part("cfg", {"scale": float(guidance)})]
+        kept = {} if guidance == 1 else _own(guides, "cfg").knobs
+        guides = add_guide(guides, Part("cfg", {**kept, "scale": float(guidance)}))
     return replace(
         plan,
-        sampler=Part(sampler) if isinstance(sampler, str) else sampler or plan.sampler,
-        grid=Part(grid) if isinstance(grid, str) else grid or plan.grid,
+        sampler=plan.sampler if sampler is None else _part(sampler),
+        grid=plan.grid if grid is None else _part(grid),
         steps=plan.steps if steps is None else steps,
-        guide=tuple(guide),
+        guide=guides,
+        combine=plan.combine if combine is None else None if combine == "none" else _part(combine),
+        noise=plan.noise if noise is None else noise,
     )
+
+
+def _own(guide: Sequence[Part], name: str) -> Part:
+    """The guide of this name with the knobs that it has here, or with default ones."""
+    return next((part for part in guide if part.name == name), Part(name))
+
+
+def _part(given: str | Part) -> Part:
+    return Part(given) if isinstance(given, str) else given
 
 
 def grid_of(plan: Plan, schedule: Schedule) -> Grid:
@@ -92,8 +155,12 @@ def grid_of(plan: Plan, schedule: Schedule) -> Grid:
 
 
 def noise_of(plan: Plan, seed: int, images: Sequence[int]) -> Keyed | Brownian:
-    """The noise of these images of a seed, of the plan's kind: white, or one Brownian path each."""
-    kind = plan.noise or getattr(inspect.getmodule(find("samplers", plan.sampler.name)), "NOISE", "white")
+    """The noise of these images of a seed, of the plan's kind: white, or one Brownian path each.
+
+    A combinator goes back up in noise, which a path cannot: with one, noise is white unless the plan says otherwise.
+    """
+    own = getattr(inspect.getmodule(find("samplers", plan.sampler.name)), "NOISE", "white")
+    kind = plan.noise or ("white" if plan.combine else own)
     return Brownian(seed, images) if kind == "brownian" else Keyed(seed, images)
 
 
@@ -119,7 +186,11 @@ def sampling(
         cond: what the net is told besides.
         heard: as in `drive.overhear`.
         edit: sampler -> sampler.
+
+    Raises:
+        BadArgument: guides out of their order, or two that do the same work.
     """
+    check_guide(plan.guide)
     function = find("samplers", plan.sampler.name)
     sampler: Sampler = partial(function, **check_knobs(plan.sampler.name, function, plan.sampler.knobs))
     if edit is not None:

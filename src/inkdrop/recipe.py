@@ -15,7 +15,7 @@ from inkdrop.core.dataset import Data
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadData, InkdropError, UnknownName
 from inkdrop.find import Part, build, check_knobs, find, knobs, parse
-from inkdrop.plan import Plan
+from inkdrop.plan import Plan, change
 
 __all__ = ["Recipe", "Train", "denoiser_of", "dump", "open_data", "read", "refuse_foreign_code", "set_knobs"]
 
@@ -117,14 +117,17 @@ SLOTS = {
     "loss": "losses",
     "sampler": "samplers",
     "grid": "grids",
+    "combine": "combinators",
 }
 """The parts of a recipe that --set can name, and the rooms they come from."""
 
 
 def set_knobs(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """A recipe changed by "slot=name", "slot.knob=value", "train.field=value" or "plan.steps=value".
+    """A recipe changed by "slot=name", "slot.knob=value", "train.field=value", or "plan.field=value".
 
-    Slots are those of SLOTS, and the names of middleware (cfg.scale=2). A new name drops the old one's knobs.
+    Slots are those of SLOTS, and the names of the plan's guides (cfg.scale=2). A new name drops the old one's knobs;
+    combine=none drops the combinator. The plan's fields are steps, noise (white, brownian, or null for the sampler's
+    own) and guide: names (plan.guide=clip,cfg), of which those that were there keep their knobs, or none.
 
     Raises:
         UnknownName: no such slot, part or knob.
@@ -140,21 +143,39 @@ def set_knobs(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 
 
 def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
+    plan = recipe.plan
     if slot in ("train", "plan"):
         old = getattr(recipe, slot)
-        allowed = [f.name for f in fields(old)] if slot == "train" else ["steps"]
+        allowed = [f.name for f in fields(old)] if slot == "train" else ["steps", "noise", "guide"]
         if knob not in allowed:
             raise UnknownName(f"{slot} knob", knob, allowed)
+        if knob == "guide":
+            return replace(recipe, plan=replace(plan, guide=_guide(plan, value)))
         return replace(recipe, **{slot: _valid(type(old), {**_plain(old), knob: value}, slot)})
-    if slot not in SLOTS and any(p.name == slot for p in recipe.plan.guide):
-        guide = tuple(_knob("guide", p, knob, value) if p.name == slot else p for p in recipe.plan.guide)
-        return replace(recipe, plan=replace(recipe.plan, guide=guide))
+    if slot not in SLOTS and any(p.name == slot for p in plan.guide):
+        guide = tuple(_knob("guide", p, knob, value) if p.name == slot else p for p in plan.guide)
+        return replace(recipe, plan=replace(plan, guide=guide))
     if slot not in SLOTS:
-        raise UnknownName("--set slot", slot, [*SLOTS, "train", "plan", *(p.name for p in recipe.plan.guide)])
-    of_plan = slot in ("sampler", "grid")
-    part: Part = getattr(recipe.plan if of_plan else recipe, slot)
-    change: dict[str, Any] = {slot: _knob(SLOTS[slot], part, knob, value)}
-    return replace(recipe, plan=replace(recipe.plan, **change)) if of_plan else replace(recipe, **change)
+        raise UnknownName("--set slot", slot, [*SLOTS, "train", "plan", *(p.name for p in plan.guide)])
+    if slot == "combine" and value == "none" and not knob:
+        return replace(recipe, plan=replace(plan, combine=None))
+    of_plan = slot in ("sampler", "grid", "combine")
+    part: Part | None = getattr(plan if of_plan else recipe, slot)
+    if part is None and knob:
+        raise BadArgument(
+            f"--set: got {slot}.{knob}, but this plan has no {slot}; name one first, as in {slot}=restart"
+        )
+    changed: dict[str, Any] = {slot: _knob(SLOTS[slot], part or Part(""), knob, value)}
+    return replace(recipe, plan=replace(plan, **changed)) if of_plan else replace(recipe, **changed)
+
+
+def _guide(plan: Plan, value: Any) -> tuple[Part, ...]:
+    """The guides of these names, in their order; those that were there keep their knobs."""
+    wanted = [str(name) for name in value] if isinstance(value, list) else [] if value == "none" else [str(value)]
+    for name in wanted:
+        find("guide", name)
+    own = {part.name: part for part in plan.guide}
+    return change(plan, guide=["none", *(own.get(name, name) for name in wanted)]).guide
 
 
 def _knob(room: str, part: Part, knob: str, value: Any) -> Part:
@@ -230,8 +251,8 @@ def _refuse_unknown(kind: type, plain: Any, what: str) -> None:
     for name, value in plain.items():
         if name not in known:
             raise UnknownName(f"{what} field", name, known)
-        inner = {"Part": Part, "Train": Train, "Plan": Plan}.get(str(known[name]))
-        if inner is not None:
+        inner = {"Part": Part, "Part | None": Part, "Train": Train, "Plan": Plan}.get(str(known[name]))
+        if inner is not None and value is not None:
             _refuse_unknown(inner, value, f"{what}.{name}")
         if name == "guide" and isinstance(value, list):
             for part in value:

@@ -250,7 +250,7 @@ def test_list_shows_rooms_names_and_knobs(inkdrop):
         assert room in out
     out, _ = inkdrop("list", "samplers")
     listed = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
-    assert [name for name in listed if name != "name"] == names("samplers") == ["ddim", "ddpm", "euler", "heun"]
+    assert [name for name in listed if name != "name"] == names("samplers")
     out, _ = inkdrop("list", "samplers", "ddim")
     assert ["eta", "float", "0.0"] in [line.split() for line in out.splitlines()]
     assert "Song et al. 2021" in out

@@ -350,7 +350,7 @@ BAD: list[tuple[str, type[InkdropError], Callable[[], object], str]] = [
         "set plan",
         UnknownName,
         lambda: set_knobs(RECIPE, ["plan.sampler=1"]),
-        "plan knob: unknown name 'sampler'; known: steps",
+        "plan knob: unknown name 'sampler'; known: guide, noise, steps",
     ),
     ("train type", BadArgument, lambda: set_knobs(RECIPE, ["train.steps=many"]), "train.steps: got 'many'"),
     (

@@ -15,7 +15,7 @@ from inkdrop.core.noise import Keyed
 from inkdrop.core.oracle import Gaussian, Mixture
 from inkdrop.drive import drive
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.find import Part, build, find, names
+from inkdrop.find import Part, build
 from inkdrop.guide.cfg import cfg
 from inkdrop.guide.clip import clip
 from inkdrop.plan import Plan, change, sampling
@@ -223,22 +223,7 @@ def test_ranges_that_are_none_are_refused(low: float, high: float) -> None:
         clip(iter(()), low=low, high=high)
 
 
-# ---- every middleware ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", names("guide"))
-def test_middleware_keeps_the_belief_about_the_same_x(name: str) -> None:
-    """Whatever it rewrites, alpha·x0 + sigma·eps is the x that was asked about, and the state is not touched."""
-    x, grid = start()
-    told: list[tuple[Ask, Belief]] = []
-    work = find("guide", name)(overhear(given(ddim(x, grid, None), COND), told))
-    drive(work, Labelled())
-    assert [float(ask.level.t) for ask, _ in told] == [float(level.t) for level in grid][:-1]
-    assert torch.equal(told[0][0].x, x)
-    for ask, belief in told:
-        torch.testing.assert_close(
-            ask.level.alpha * belief.x0 + ask.level.sigma * belief.eps, ask.x, rtol=0, atol=1e-12
-        )
+# ---- pulls and closing ----------------------------------------------------------------------------------------
 
 
 def test_a_pull_is_that_of_the_x0_it_comes_with() -> None:

@@ -304,7 +304,7 @@ def test_a_grid_that_starts_below_the_end_starts_from_its_own_level():
         ({"first": -1}, BadArgument, "image: got -1"),
         ({"steps": 0}, BadArgument, "steps: got 0"),
         ({"steps": 101}, BadArgument, "steps: got 101"),
-        ({"sampler": "ddmi"}, UnknownName, "did you mean ddpm or ddim"),
+        ({"sampler": "ddmi"}, UnknownName, "did you mean ddpm, ddim or edm"),
         ({"sampler": Part("heun", {"eta": 0.5})}, UnknownName, "heun knob: unknown name 'eta'"),
         ({"grid": "karas"}, UnknownName, "did you mean karras"),
         ({"guidance": -1}, BadArgument, "cfg scale: got -1"),
