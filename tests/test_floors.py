@@ -20,7 +20,11 @@ ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "src" / "inkdrop"
 MODULES = sorted(HOUSE.rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-COMMANDS = ("", "demo", "train", "resume", "sample", "eval", "show", "list", "data", "data check")
+EDITS = ("inpaint", "outpaint", "img2img", "invert", "interpolate", "vary", "restore")
+COMMANDS = (
+    *("", "demo", "train", "resume", "sample", "eval", "classifier", "show", "list", "data", "data check", "edit"),
+    *(f"edit {name}" for name in EDITS),
+)
 SCREEN = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
 

@@ -10,7 +10,29 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from inkdrop import __version__
+from inkdrop.cli_edit import edit
 from inkdrop.errors import Busy, Cancelled, InkdropError
+from inkdrop.options import (
+    Checkpoint,
+    Clip,
+    Combine,
+    Device,
+    GridName,
+    Guidance,
+    Guide,
+    Judge,
+    MaxSteps,
+    MaxTime,
+    NoiseKind,
+    Out,
+    Sampler,
+    Seed,
+    Set,
+    Steps,
+    Trust,
+    Weak,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from inkdrop.bundle import Bundle
@@ -28,23 +50,7 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before training on them.")
 app.add_typer(data, name="data")
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SLOT.KNOB=VALUE", help="Change a knob; repeatable.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write; must be new.")]
-Checkpoint = Annotated[Path, typer.Argument(help="A run folder, or a checkpoint in it.")]
-MaxSteps = Annotated[int | None, typer.Option(help="Stop after so many updates in all.")]
-MaxTime = Annotated[float | None, typer.Option(help="Stop after so many seconds.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Sampler = Annotated[str | None, typer.Option(help="Sampler; see: inkdrop list samplers.")]
-GridName = Annotated[str | None, typer.Option("--grid", help="Spacing of levels; see: inkdrop list grids.")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.")]
-Guidance = Annotated[
-    float | None, typer.Option(help="Guidance scale: 1 conditional, 0 unconditional, more is stronger.")
-]
-Clip = Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip x0 to the data's range.")]
-Weights = Annotated[str, typer.Option(help="ema (averaged) or raw.")]
-Seed = Annotated[int | None, typer.Option(help="Seed; image i of a seed is the same at any count. Default: the run's.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Allow its files to import code from outside inkdrop.")]
+app.add_typer(edit, name="edit")
 
 
 def _version(wanted: bool) -> None:
@@ -164,6 +170,11 @@ def sample(
     grid: GridName = None,
     guidance: Guidance = None,
     clip: Clip = None,
+    guide: Guide = None,
+    combine: Combine = None,
+    noise: NoiseKind = None,
+    weak: Weak = None,
+    classifier: Judge = None,
     seed: Seed = None,
     settings: Set = None,
     weights: Weights = "ema",
@@ -180,8 +191,9 @@ def sample(
     from inkdrop import jobs
     from inkdrop.screen import Screen
 
-    bundle = jobs.open_bundle(checkpoint, weights, trust, device)
-    changes = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
+    bundle = jobs.open_bundle(checkpoint, weights, trust, device, weak, classifier)
+    changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
+    changes |= {"guide": guide or None, "combine": combine, "noise": noise}
     bundle = jobs.with_plan(bundle, changes, settings or ())
     target = out or Path("samples")
     jobs.refuse_folder(target, overwrite)
@@ -195,13 +207,21 @@ def sample(
 @app.command("eval")
 def evaluate(
     checkpoint: Checkpoint,
-    n: Annotated[int, typer.Option("-n", "--number", help="How many samples to score.")] = 1000,
+    n: Annotated[
+        int | None, typer.Option("-n", "--number", help="How many samples (1000), or held-out images for --nll (64).")
+    ] = None,
+    nll: Annotated[bool, typer.Option("--nll", help="Bits a dimension of held-out data instead; knobs: nll.*")] = False,
     data: Annotated[Path | None, typer.Option(help="Where the data are, if they moved since training.")] = None,
     sampler: Sampler = None,
     steps: Steps = None,
     grid: GridName = None,
     guidance: Guidance = None,
     clip: Clip = None,
+    guide: Guide = None,
+    combine: Combine = None,
+    noise: NoiseKind = None,
+    weak: Weak = None,
+    classifier: Judge = None,
     seed: Seed = None,
     settings: Set = None,
     weights: Weights = "ema",
@@ -214,19 +234,54 @@ def evaluate(
     FID, KID, classes, sureness, and copies of training images.
     """
     from inkdrop import jobs
-    from inkdrop.screen import Screen, print_scores
+    from inkdrop.screen import Screen, print_likelihood, print_scores
 
-    bundle = jobs.open_bundle(checkpoint, weights, trust, device)
-    changes = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
-    bundle = jobs.with_plan(bundle, changes, settings or ())
+    bundle = jobs.open_bundle(checkpoint, weights, trust, device, weak, classifier)
+    changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
+    changes |= {"guide": guide or None, "combine": combine, "noise": noise}
+    if not nll:
+        bundle = jobs.with_plan(bundle, changes, settings or ())
     used = bundle.recipe.train.seed if seed is None else seed
     if out is not None:
         jobs.refuse_file(out)
     with Screen() as screen:
-        figures = jobs.score_bundle(bundle, n, used, data, screen)
-    print_scores(figures)
+        if nll:
+            count = 64 if n is None else n
+            figures = jobs.likelihood_of(bundle, count, used, data, changes, settings or (), screen)
+        else:
+            figures = jobs.score_bundle(bundle, 1000 if n is None else n, used, data, screen)
+    (print_likelihood if nll else print_scores)(figures)
     if out is not None:
         jobs.write_figures(figures, out)
+
+
+@app.command("classifier")
+def train_classifier(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="Folder to write; must be new.")],
+    max_steps: Annotated[int, typer.Option(help="Updates.")] = 1500,
+    width: Annotated[int, typer.Option(help="Channels of its first blocks.")] = 32,
+    data: Annotated[Path | None, typer.Option(help="Where the data are, if they moved since training.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
+    trust: Trust = False,
+    device: Device = "auto",
+) -> None:
+    """Train a classifier of a run's noisy images.
+
+    It guides samples: inkdrop sample RUN --classifier OUT --set classifier.scale=2.
+    """
+    from inkdrop import jobs
+    from inkdrop.screen import Screen
+    from inkdrop.train.classifier import fit_classifier
+    from inkdrop.train.loop import choose
+
+    recipe = choose(jobs.open_bundle(checkpoint, "ema", trust, "cpu").recipe, data=data)
+    jobs.refuse_folder(out, False)
+    with Screen() as screen:
+        heard = screen.task("training the classifier")
+        made = fit_classifier(recipe, out, steps=max_steps, width=width, seed=seed, device=device, on_progress=heard)
+    shares = ", ".join(f"{share:.1%}" for share in made.card["accuracy"])
+    typer.echo(f"classifier: {out}, right on {shares} of held-out images, from clean to noise")
 
 
 @app.command()

@@ -35,6 +35,7 @@ ROOMS: dict[str, Room] = {
     "samplers": Room("samplers", (("x", "grid", "noise"),)),
     "combinators": Room("samplers", (("sampler", "x", "grid", "noise"),)),
     "guide": Room("guide", (("sampling",),)),
+    "operators": Room("edit/operators.py", (("shape",),)),
     "schedules": Room("core/schedule.py", ((),)),
     "targets": Room("core/target.py", ((), ("schedule",))),
     "grids": Room("core/grid.py", (("schedule", "steps"),)),
@@ -122,13 +123,13 @@ def find(room: str, name: str) -> Callable[..., Any]:
 def order_of(part: Part) -> int | None:
     """The order of convergence of a sampler with its knobs, as its paper states it; weak where it is stochastic.
 
-    ORDER in the sampler's file is one number, or one for each of the family, at its default knobs; a knob named `order`
-    says otherwise. None: the paper claims none.
+    ORDER in the sampler's file is a number, or a mapping from each name of the family to its own; in place of a number
+    may stand a function of the knobs. A knob named `order` says otherwise. None: the paper claims none.
     """
     function = find("samplers", part.name)
     stated = vars(inspect.getmodule(function))["ORDER"]
     stated = stated[part.name] if isinstance(stated, Mapping) else stated
-    order: int | None = part.knobs.get("order", stated)
+    order: int | None = stated(**part.knobs) if callable(stated) else part.knobs.get("order", stated)
     return order
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from inkdrop import picture
 from inkdrop.bundle import Bundle, load, write_folder
+from inkdrop.classifier import load_classifier, with_parts
 from inkdrop.core.ask import Belief
+from inkdrop.core.dataset import Data
 from inkdrop.drive import Step, watch
 from inkdrop.errors import BadArgument
-from inkdrop.find import check_knobs, find
-from inkdrop.generate import labels_of, sample
-from inkdrop.plan import change, grid_of
+from inkdrop.find import check_knobs, names, parse
+from inkdrop.generate import evaluating, labels_of, plan_of, sample
+from inkdrop.plan import change, grid_of, needs_of, sampling
 from inkdrop.recipe import dump, open_data, set_knobs
 from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import device_of
@@ -33,53 +35,82 @@ __all__ = [
     "asks_of",
     "draw",
     "each_label",
+    "likelihood_of",
     "open_bundle",
     "refuse_file",
     "refuse_folder",
+    "replace_folder",
     "score_bundle",
     "with_plan",
     "write_figures",
     "write_samples",
 ]
 
-SAMPLING_SLOTS = ("sampler", "grid", "plan")
+SAMPLING_SLOTS = ("sampler", "grid", "combine", "plan")
+
+GUIDES = {"weak": "autoguidance", "classifier": "classifier"}
+"""Which guide a part is for, where the plan has none that asks it."""
 
 
-def open_bundle(checkpoint: Path, weights: str, trust: bool, device: str) -> Bundle:
-    """Load a checkpoint onto a device."""
-    kind = cast(Literal["ema", "raw"], weights)
-    return load(checkpoint, weights=kind, trust=trust, device=str(device_of(device)))
+def open_bundle(
+    checkpoint: Path,
+    weights: str,
+    trust: bool,
+    device: str,
+    weak: Path | None = None,
+    classifier: Path | None = None,
+) -> Bundle:
+    """Load a checkpoint onto a device, and what is to guide it.
+
+    Args:
+        checkpoint: a run, or a checkpoint in it.
+        weights: "ema" or "raw".
+        trust: allow code from outside inkdrop.
+        device: "auto", "cpu", "cuda", ...
+        weak: a weaker run or checkpoint of the same data, for autoguidance; its weights are the averaged ones.
+        classifier: the folder of a classifier of noisy images, for classifier guidance.
+    """
+    kind, where = cast(Literal["ema", "raw"], weights), str(device_of(device))
+    bundle = load(checkpoint, weights=kind, trust=trust, device=where)
+    return with_parts(
+        bundle,
+        weak=None if weak is None else load(weak, trust=trust, device=where),
+        classifier=None if classifier is None else load_classifier(classifier, trust=trust, device=where),
+    )
 
 
 def with_plan(bundle: Bundle, changes: Mapping[str, Any], settings: Iterable[str]) -> Bundle:
-    """The bundle with another way of sampling.
+    """The bundle with another way of sampling; a weak net or a classifier that it was given brings its guide along.
 
     Args:
         bundle: the model.
-        changes: sampler, steps, grid, guidance, clip; None where nothing was said.
+        changes: of `plan.change`: sampler, steps, grid, guidance, ...; None where nothing was said.
         settings: "sampler.eta=0.5" and the like.
 
     Raises:
-        BadArgument: a setting that is not about sampling.
+        BadArgument: a setting that is not about sampling, or guides that do not go together.
     """
-    recipe = replace(bundle.recipe, plan=change(bundle.recipe.plan, **changes))
-    guide = tuple(p.name for p in recipe.plan.guide)
+    plan = change(bundle.plan, **changes)
+    for part, guide in GUIDES.items():
+        if part in bundle.parts and part not in needs_of(plan):
+            plan = change(plan, guide=[guide])
+    slots = (*SAMPLING_SLOTS, *(p.name for p in plan.guide))
     for text in settings:
         slot = text.partition("=")[0].partition(".")[0].strip()
-        if slot not in (*SAMPLING_SLOTS, *guide):
+        if slot not in slots:
             raise BadArgument(
-                f"--set: got {text!r}, but of a trained model only "
-                f"{', '.join((*SAMPLING_SLOTS, *guide))} can change; train anew to change more"
+                f"--set: got {text!r}, but of a trained model only {', '.join(slots)} can change; "
+                + (f"add --guide {slot} first" if slot in names("guide") else "train anew to change more")
             )
-    return replace(bundle, recipe=set_knobs(recipe, settings))
+    changed = replace(bundle, recipe=set_knobs(replace(bundle.recipe, plan=plan), settings))
+    plan_of(changed, None, {})
+    return changed
 
 
 def asks_of(bundle: Bundle) -> int:
     """How many questions a sample costs with the bundle's plan: counted, by running its sampler on nothing."""
-    plan, nothing = bundle.plan, torch.zeros(1, 1)
-    sampler = find("samplers", plan.sampler.name)
-    knobs = check_knobs(plan.sampler.name, sampler, plan.sampler.knobs)
-    work = sampler(nothing, grid_of(plan, bundle.schedule), lambda x, now, nxt: x, **knobs)
+    plan, nothing = replace(bundle.plan, guide=()), torch.zeros(1, 1)
+    work = sampling(plan, nothing, grid_of(plan, bundle.schedule), lambda x, now, nxt: x)
     return sum(1 for _ in watch(work, lambda ask: Belief(nothing, nothing, nothing))) - 1
 
 
@@ -109,8 +140,13 @@ def refuse_file(path: Path) -> None:
         raise BadArgument(f"{path}: cannot be made, as {base} is no folder that can be written; choose another --out")
 
 
-def refuse_folder(path: Path, overwrite: bool) -> None:
-    """Refuse to write over something, before any work is done; only an older sample folder may be replaced.
+def refuse_folder(path: Path, overwrite: bool, record: str = "sample.json") -> None:
+    """Refuse to write over something, before any work is done; only an older folder of the same kind may be replaced.
+
+    Args:
+        path: the folder to be written.
+        overwrite: whether an older one may be replaced.
+        record: the file by which one is known.
 
     Raises:
         BadArgument: it exists, or cannot be made.
@@ -119,9 +155,10 @@ def refuse_folder(path: Path, overwrite: bool) -> None:
         refuse_file(path)
     elif not overwrite:
         raise BadArgument(f"{path}: exists already; choose another --out, or --overwrite")
-    elif not (path / "sample.json").is_file():
+    elif not (path / record).is_file():
+        what = "samples" if record == "sample.json" else "edits"
         raise BadArgument(
-            f"{path}: is not a folder of samples (no sample.json), so it is not overwritten; choose another --out"
+            f"{path}: is not a folder of {what} (no {record}), so it is not overwritten; choose another --out"
         )
 
 
@@ -152,10 +189,10 @@ def write_samples(
             files[f"{i:06d}.png"] = lambda p, one=one: picture.image(one).save(p)
     else:
         files["samples.npy"] = lambda p: np.save(p, x.numpy())
-    _replace_folder(path, files)
+    replace_folder(path, files)
 
 
-def _replace_folder(path: Path, files: Mapping[str, Callable[[Path], Any]]) -> None:
+def replace_folder(path: Path, files: Mapping[str, Callable[[Path], Any]]) -> None:
     """Write a folder whole or not at all; an older one of its name goes only when the new one is there."""
     if not path.exists():
         return write_folder(path, files)
@@ -167,6 +204,69 @@ def _replace_folder(path: Path, files: Mapping[str, Callable[[Path], Any]]) -> N
         old.rename(path)
         raise
     return shutil.rmtree(old)
+
+
+def _split(bundle: Bundle, data: Path | None, split: str) -> Data:
+    """A split of the model's data, from where they are now."""
+    part = bundle.recipe.data
+    if data is not None:
+        part = set_knobs(bundle.recipe, [f"data.data={json.dumps(str(data))}"]).data
+    found = open_data(part, split)
+    if found.shape != bundle.shape:
+        raise BadArgument(f"eval: the data have shape {found.shape}, but the model makes {bundle.shape}")
+    return found
+
+
+def likelihood_of(
+    bundle: Bundle,
+    count: int,
+    seed: int,
+    data: Path | None,
+    changes: Mapping[str, Any],
+    settings: Iterable[str],
+    screen: Screen,
+) -> dict[str, Any]:
+    """Bits a dimension of held-out data by the bare model: one dict of figures, as plain JSON.
+
+    Args:
+        bundle: the model.
+        count: how many held-out images, chosen at random by the seed; all there are if fewer.
+        seed: of the choice and of all noise.
+        data: where the data are now, if not where they were.
+        changes: as in `with_plan`; steps and grid are the chain's, the others have no effect here and are refused.
+        settings: "nll.variance=beta-tilde" and the like, knobs of `evals.likelihood.Settings`.
+        screen: shows progress.
+    """
+    from inkdrop.evals.likelihood import Settings, likelihood
+    from inkdrop.evals.stream import subset
+
+    for name in changes:
+        if name not in ("steps", "grid") and changes[name] is not None:
+            raise BadArgument(
+                f"eval --nll: got {name}, which has no effect: likelihood is of the bare model; leave it out"
+            )
+    if bundle.parts:
+        raise BadArgument(f"eval --nll: got {', '.join(bundle.parts)}, which has no effect; leave it out")
+    given = {name: changes[name] for name in ("steps", "grid") if changes[name] is not None}
+    for text in settings:
+        path, sign, value = text.partition("=")
+        slot, _, knob = path.strip().partition(".")
+        if slot != "nll" or not sign:
+            raise BadArgument(f"--set: got {text!r}, but with --nll only nll.KNOB=VALUE has an effect, as nll.draws=4")
+        given[knob] = parse(value.strip())
+    how, test = Settings(**check_knobs("nll", Settings, given)), _split(bundle, data, "test")
+    if test.classes != bundle.classes:
+        raise BadArgument("eval --nll: the data have other classes than the model, so it cannot be told them")
+
+    def estimate(seconds: float, asks: tuple[int, int]) -> None:
+        about = f"{seconds / 60:.0f} min" if seconds > 100 else f"{seconds:.0f} s"
+        screen.say(f"{len(rows)} images, {asks[0]:,} asks each of the chain and {asks[1]:,} of the flow: about {about}")
+
+    rows, task = subset(len(test), count, seed=seed), screen.task("likelihood")
+    with evaluating(bundle.denoiser):
+        found = likelihood(bundle.denoiser, test, rows, how, seed=seed, on_estimate=estimate, on_progress=task)
+    of = {"n": len(test), "source": test.source, "fingerprint": test.fingerprint}
+    return {**found, "data": of, "checkpoint": bundle.card, "seed": seed, "threads": torch.get_num_threads()}
 
 
 def score_bundle(
@@ -187,12 +287,7 @@ def score_bundle(
 
     if count < 2:
         raise BadArgument(f"eval: got {count} samples, need at least 2; try 1000")
-    part = bundle.recipe.data
-    if data is not None:
-        part = set_knobs(bundle.recipe, [f"data.data={json.dumps(str(data))}"]).data
-    train, test = open_data(part, "train"), open_data(part, "test")
-    if train.shape != bundle.shape:
-        raise BadArgument(f"eval: the data have shape {train.shape}, but the model makes {bundle.shape}")
+    train, test = _split(bundle, data, "train"), _split(bundle, data, "test")
     features = features_for(train, test, on_progress=screen.task("training the judge"))
     labels = labels_of(None, count, bundle.classes)
     show = screen.sampling(count, asks_of(bundle))

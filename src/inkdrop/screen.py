@@ -28,6 +28,7 @@ __all__ = [
     "print_card",
     "print_dry_run",
     "print_knobs",
+    "print_likelihood",
     "print_room",
     "print_rooms",
     "print_scores",
@@ -220,9 +221,30 @@ def print_scores(figures: dict[str, Any]) -> None:
     )
     plan = figures["plan"]
     guide = ", ".join(_call(p) for p in plan["guide"]) or "no clipping, no guidance"
-    _print(f"sampled by {_call(plan['sampler'])}, {plan['steps']} steps of {_call(plan['grid'])}; {guide}")
+    sampler = _call(plan["sampler"]) + (f" within {_call(plan['combine'])}" if plan.get("combine") else "")
+    noise = f", {plan['noise']} noise" if plan.get("noise") else ""
+    _print(f"sampled by {sampler}, {plan['steps']} steps of {_call(plan['grid'])}{noise}; {guide}")
     for warning in figures["warnings"]:
         _print(f"note: {warning}")
+
+
+def print_likelihood(figures: dict[str, Any]) -> None:
+    """Bits a dimension by the chain and by the flow, with what they cost."""
+    chain, flow, how = figures["bound"], figures["flow"], figures["settings"]
+    table = _table("", "bits/dim", "± (images)", "± (draws)")
+    table.add_row("bound of the chain", f"{chain['bits']:.4f}", f"{chain['se']:.4f}")
+    for part in ("prior", "steps", "decoder"):
+        table.add_row(f"  {part}", f"{chain[part]:.4g}")
+    noise = "" if flow["se_of_draws"] is None else f"{flow['se_of_draws']:.4f}"
+    table.add_row("flow", f"{flow['bits']:.4f}", f"{flow['se']:.4f}", noise)
+    table.add_row(f"all {figures['levels']} values alike", f"{figures['uniform']:.4f}")
+    _print(table)
+    _print(f"{figures['n']:,} of {figures['data']['n']:,} held-out images of {figures['dim']:,} dimensions")
+    _print(f"chain: {chain['asks']:,} asks an image, grid {how['grid']}, variance {how['variance']}")
+    start, trace = flow["start"], f"{flow['derivatives']} derivative(s) each ({how['trace']})"
+    _print(f"flow: {flow['asks']:,} asks an image, {trace}, {how['draws']} draw(s) of uniform dequantisation")
+    _print(f"      the density at t = {start['t']:.4g}, sigma = {start['sigma']:.3g}")
+    _print("both are upper bounds, of the bare conditional model: own classes, no guidance, no clipping")
 
 
 def print_card(folder: Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,68 @@
+"""Inputs: pictures and arrays from single files, as a model's data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inkdrop.data.images import Channels, decode, is_image, is_raw, recolour, scaled
+from inkdrop.errors import BadData
+
+__all__ = ["read_array", "read_picture"]
+
+CHANNELS: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
+
+
+def read_picture(path: Path, shape: tuple[int, ...], background: Literal["white", "black"] = "white") -> Tensor:
+    """A picture as (C, H, W) in [-1, 1], recoloured to C channels by the rules of `data.images`.
+
+    Args:
+        path: a file of one of the formats that data are read from.
+        shape: (C, H, W) that it must have.
+        background: what an alpha that is not kept is laid over.
+
+    Raises:
+        BadData: it cannot be read, or is of another size.
+    """
+    channels, height, width = shape
+    if not is_image(path.name):
+        raise BadData(f"{path}: is no picture; give a .png .jpg .webp .bmp .gif or .npy")
+    header, pixels = decode(_bytes(path), str(path))
+    if (header.height, header.width) != (height, width):
+        raise BadData(
+            f"{path}: is {header.width} × {header.height} pixels (width × height), need {width} × {height}; "
+            f"resize it to {width} × {height}"
+        )
+    if not is_raw(path.name):
+        pixels = recolour(pixels, CHANNELS[channels], background)
+    elif header.bands != channels:
+        raise BadData(f"{path}: has {header.bands} channels, need {channels}")
+    return torch.from_numpy(np.moveaxis(scaled(pixels), 2, 0).copy())
+
+
+def read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Data that are no pictures, as (N, *shape) float32, from a .npy of one sample or of several.
+
+    Raises:
+        BadData: no .npy, or not of this shape.
+    """
+    if not is_raw(path.name):
+        raise BadData(f"{path}: this model's data of shape {shape} are no pictures; give them as .npy")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BadData(f"{path}: cannot be read ({error})") from None
+    if array.dtype.kind not in "fiu" or shape not in (array.shape, array.shape[1:]):
+        raise BadData(f"{path}: got {array.dtype} {array.shape}, need numbers of shape {shape}, or several of them")
+    return torch.from_numpy(array.astype(np.float32)).reshape(-1, *shape)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadData(f"{path}: cannot be read ({error.strerror or error})") from None
