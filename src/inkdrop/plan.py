@@ -193,12 +193,18 @@ def sampling(
     check_guide(plan.guide)
     function = find("samplers", plan.sampler.name)
     sampler: Sampler = partial(function, **check_knobs(plan.sampler.name, function, plan.sampler.knobs))
+    if heard is not None:
+        sampler = _overheard(sampler, heard)
     if edit is not None:
         sampler = edit(sampler)
     if plan.combine is not None:
         sampler = partial(build, "combinators", plan.combine, sampler)
-    work = sampler(x, grid, noise)
-    work = given(work if heard is None else overhear(work, heard), cond)
+    work = given(sampler(x, grid, noise), cond)
     for part in plan.guide:
         work = build("guide", part, work)
     return work
+
+
+def _overheard(sampler: Sampler, heard: list[tuple[Ask, Belief]]) -> Sampler:
+    """The sampler with its own questions, and the answers that reach it, noted."""
+    return lambda x, grid, noise: overhear(sampler(x, grid, noise), heard)

@@ -372,3 +372,16 @@ def test_restart_goes_round_an_sde_solver():
     denoiser = wrap(lambda x, time: torch.zeros_like(x), cosine(steps=40), v())
     asked = len(list(steps(denoiser, 2, shape=(3,), plan=plan))) - 1
     assert asked > 12
+
+
+def test_a_hook_rewrites_what_the_sampler_is_told_and_the_steps_show_it(model):
+    """With x0 always 0.25, ddim is x_s = alpha_s·0.25 + sigma_s·(x − alpha·0.25)/sigma and ends at 0.25."""
+    shown = list(steps(model, 3, seed=1, see=lambda ask, belief: torch.full_like(belief.x0, 0.25)))
+    assert all(bool((step.x0 == 0.25).all()) for step in shown)
+    for now, nxt in pairwise(shown):
+        eps = (now.x - now.level.alpha * 0.25) / now.level.sigma
+        torch.testing.assert_close(nxt.x, nxt.level.alpha * 0.25 + nxt.level.sigma * eps, rtol=1e-5, atol=1e-5)
+    seen = []
+    plain = sample(model, 3, seed=1, see=lambda ask, belief: seen.append(ask.level))
+    assert torch.equal(plain, sample(model, 3, seed=1))
+    assert [float(level.t) for level in seen] == grid_of(model.plan, model.schedule).times[:-1].tolist()
