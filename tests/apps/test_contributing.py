@@ -44,7 +44,7 @@ for update in range(60):
     losses.append(loss.mean().item())
 assert losses[-1] < 0.9 * losses[0], losses
 made = sample(denoiser, 4, shape=data.shape, plan=recipe.plan)
-assert made.abs().max() <= 1 + 1e-6, "the threshold did not hold"
+assert made.abs().max() <= 1 + 1e-6, "the bound did not hold"
 torch.testing.assert_close(find("weights", "soft_snr")(torch.tensor([-20.0, 20.0])), torch.tensor([0.0, 5.0]))
 
 schedule, oracle, errors = vp(), Gaussian(torch.full((1,), 0.7), 0.5), []

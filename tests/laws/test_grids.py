@@ -92,6 +92,10 @@ def quadratic(s: Schedule, n: int) -> np.ndarray:
     return np.array([1 if i == 0 else (1 + i / (n - 1) * (low - 1)) ** 2 for i in range(n)])
 
 
+def power(s: Schedule, n: int) -> np.ndarray:
+    return s.least + (1 - s.least) * ((n - np.arange(n)) / n) ** 1.5
+
+
 def by_rho(s: Schedule, n: int, rhos: np.ndarray) -> np.ndarray:
     """Times of these sigma/alpha by bisection: not through the schedule's own inverse."""
     low, high = np.full(n, s.least), np.ones(n)
@@ -122,6 +126,7 @@ SPACINGS: dict[str, Callable[[Schedule, int], np.ndarray]] = {
     "leading": leading,
     "linspace": linspace,
     "loguniform": loguniform,
+    "power": power,
     "quadratic": quadratic,
     "trailing": trailing,
     "uniform": uniform,
@@ -174,6 +179,11 @@ def test_knobs_of_spacings() -> None:
     torch.testing.assert_close(shifted, torch.full((50,), 1e-3, dtype=torch.float64), rtol=0, atol=1e-15)
     rho = torch.stack([level.rho for level in grid_of("karras", schedule, 9, power=1.0)][:-1])
     torch.testing.assert_close(rho.diff(), rho.diff()[:1].expand(8), rtol=1e-8, atol=0)  # power 1: equal steps of rho
+    late = grid_of("power", schedule, 8, exponent=2.0, start=0.8).times.numpy()
+    np.testing.assert_allclose(late, [*(0.001 + 0.799 * ((8 - np.arange(8)) / 8) ** 2), 0], rtol=1e-12)
+    for knob, value in (("exponent", 0.0), ("start", 1.1), ("start", 0.0), ("start", 0.001)):
+        with pytest.raises(BadArgument, match=f"power {knob}: got {value:g}, need"):
+            grid_of("power", schedule, 9, **{knob: value})
     for name in SPACED_IN_SNR:
         assert float(grid_of(name, schedule, 9, rho_max=torch.inf).times[0]) == 1.0
         assert float(grid_of(name, schedule, 9, rho_max=14.6)[0].rho) == pytest.approx(14.6, rel=1e-9)

@@ -12,16 +12,18 @@ from inkdrop.core.grid import Grid
 from inkdrop.core.level import Level
 from inkdrop.errors import BadArgument
 
-__all__ = ["ORDER", "heun", "trapezoid"]
+__all__ = ["FAR", "ORDER", "heun", "trapezoid"]
 
 ORDER = 2
+FAR = 1000.0  # rho beyond which x holds no signal, and half of a step in rho would be spent on nothing
 
 
 def heun(x: Tensor, grid: Grid, noise: Noise, *, space: Literal["u", "rho"] = "u") -> Sampling:
     """Heun's method (explicit trapezoid) on the probability flow (Karras et al. 2022, algorithm 1).
 
     In z = x/(alpha + sigma) and u = sigma/(alpha + sigma) the flow is dz/du = eps − x0, finite at both ends, also where
-    alpha = 0. With space="rho" it is z = x/alpha, dz/drho = eps, as in EDM's own sampler.
+    alpha = 0. With space="rho" it is z = x/alpha, dz/drho = eps, as in EDM's own sampler; from beyond rho = 1,000, where
+    a cosine table starts, that step is Euler's.
     Cost: two asks a step, one for the step into the clean level (2n − 1 in all). Order 2.
 
     Args:
@@ -47,7 +49,7 @@ def trapezoid(x: Tensor, now: Level, nxt: Level, space: Literal["u", "rho"]) -> 
     belief = yield Ask(x, now)
     alpha, sigma = float(nxt.alpha), float(nxt.sigma)
     ahead = (alpha * belief.x0).add(belief.eps, alpha=sigma)  # Euler's step, which is ddim's in either space
-    if sigma == 0:
+    if sigma == 0 or (space == "rho" and float(now.rho) > FAR):
         return ahead
     second = yield Ask(ahead, nxt)
     if space == "rho":
