@@ -8,8 +8,8 @@ in u, 500 steps of `quadratic`, whose own error is far smaller). A budget of n q
 affords. Their schedulers are tried with each spacing, each choice of sigmas and each order that they offer for the same
 table, and answered in the same words (v for a model trained on v). Mixtures in float64, trained models in float32.
 
-On a trained model only those are run that were best of their family at some budget on a problem before, and all that
-differ from the defaults in nothing but the spacing.
+On a trained model only those are run that were best of their family at some budget on a problem before, and all with a
+plain spacing.
 
 Writes solvers.json, solvers.md and solvers.png.
 """
@@ -266,10 +266,17 @@ def methods() -> list[Method]:
     found = []
     for sampler, grid in product(SAMPLERS, GRIDS):
         name = f"{name_of(sampler.name, sampler.knobs)} on {grid}"
-        plain = not sampler.knobs and grid.isidentifier()
+        plain = grid.isidentifier()
         found.append(Method("inkdrop", sampler.name, name, plain, partial(_ours, sampler, grid)))
     for kind, config in configs():
-        plain = set(config) <= {"timestep_spacing"}
+        plain = set(config) <= {
+            "timestep_spacing",
+            "solver_order",
+            "solver_type",
+            "skip_prk_steps",
+            "final_sigmas_type",
+        }
+        plain = plain and config.get("final_sigmas_type") != "sigma_min"
         found.append(Method("diffusers", kind, name_of(kind, config), plain, partial(_theirs, kind, config)))
     return found
 

@@ -231,8 +231,8 @@ def test_orders_that_there_are_not_are_refused_before_the_first_question(part: P
 
 @pytest.mark.parametrize("part", [Part("plms"), Part("heun", {"space": "rho"}), Part("edm", {"churn": 0.0})], ids=label)
 def test_a_start_far_beyond_any_signal_is_not_averaged(part: Part) -> None:
-    """The cosine table starts at rho = 20,000: half of a step in rho would be eps of pure noise. On trailing, 20 steps end
-    within 0.05 of where 1,000 of heun's in u do, of a mixture as wide as 0.8; averaged, plms ended 0.32 away."""
+    """The cosine table starts at rho = 20,000: half of a step in rho would be eps of pure noise. On trailing, 20 steps
+    end within 0.05 of where 1,000 of heun's in u do, of a mixture as wide as 0.8; averaged, plms ended 0.32 away."""
     schedule, x = schedule_of("cosine"), normals(64, 2, seed=3)
     want = drive(sampler_of(Part("heun"))(x, build("grids", Part("quadratic"), schedule, 500), silent), MIXTURE)
     got = drive(sampler_of(part)(x, build("grids", Part("trailing"), schedule, 20), silent), MIXTURE)

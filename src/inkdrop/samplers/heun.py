@@ -22,8 +22,8 @@ def heun(x: Tensor, grid: Grid, noise: Noise, *, space: Literal["u", "rho"] = "u
     """Heun's method (explicit trapezoid) on the probability flow (Karras et al. 2022, algorithm 1).
 
     In z = x/(alpha + sigma) and u = sigma/(alpha + sigma) the flow is dz/du = eps − x0, finite at both ends, also where
-    alpha = 0. With space="rho" it is z = x/alpha, dz/drho = eps, as in EDM's own sampler; from beyond rho = 1,000, where
-    a cosine table starts, that step is Euler's.
+    alpha = 0. With space="rho" it is z = x/alpha, dz/drho = eps, as in EDM's own sampler; from beyond rho = 1,000,
+    where a cosine table starts, that step is Euler's.
     Cost: two asks a step, one for the step into the clean level (2n − 1 in all). Order 2.
 
     Args:

@@ -25,8 +25,8 @@ def plms(x: Tensor, grid: Grid, noise: Noise) -> Sampling:
     x_s = alpha_s·(x_t/alpha_t + (rho_s − rho_t)·e) with e = (55·eps_t − 59·eps_1 + 37·eps_2 − 9·eps_3)/24. First comes
     a step of Heun's, e = (eps_t + eps_s)/2 with eps_s asked at the end of an Euler step, then two of two and of three
     weights: the start of Stable Diffusion and of diffusers' skip_prk_steps, for the paper's three Runge–Kutta steps.
-    From rho > 1,000, where a mean of two eps says nothing of the step, and into clean the step is ddim's. Cost: one ask a
-    step, and one more for Heun's.
+    From rho > 1,000, where a mean of two eps says nothing of the step, and into clean the step is ddim's. Cost: one
+    ask a step, and one more for Heun's.
 
     Order 2, as they prove, on grids of equal steps of any smooth time: four weights make e the mean of eps over *time*
     to fourth order, but the transfer wants the mean over rho, and the two differ by rho''/rho'·eps'·h²/12. That is an
