@@ -225,8 +225,13 @@ def locate(path: Path) -> Path:
     if (path / MANIFEST).is_file():
         return path
     if not path.is_dir():
-        raise BadCheckpoint(f"{path}: no such folder; give a run folder or a checkpoint in it")
+        what = "is a file" if path.exists() else "no such folder"
+        beside = [p.name for p in checkpoints(path.parent.parent)] if path.name.startswith("step-") else []
+        there = f" (there are {', '.join(beside)})" if beside else ""
+        raise BadCheckpoint(f"{path}: {what}; give a run folder or a checkpoint in it{there}")
     found = checkpoints(path)
+    if not found and (path / "classifier.json").is_file():
+        raise BadCheckpoint(f"{path}: is a classifier; give a run, and this with --classifier")
     if not found:
         raise BadCheckpoint(f"{path}: holds no checkpoint (no {MANIFEST}, no checkpoints/step-*); train first")
     return found[-1]

@@ -95,13 +95,20 @@ class Desk:
 
     def read_mask(self, keep: Path | None, repaint: Path | None) -> Tensor:
         """What is kept: bool (C, H, W), from one of two masks, of which the brighter half of the range is white."""
-        if (keep is None) == (repaint is None):
-            raise BadArgument("inpaint: got --keep and --repaint, or neither; give one of them")
+        if keep is not None and repaint is not None:
+            raise BadArgument("inpaint: got --keep and --repaint; give one of them")
+        if keep is None and repaint is None:
+            raise BadArgument(
+                "inpaint: got no mask; give --keep MASK (white is kept) or --repaint MASK (white is redrawn)"
+            )
         path = keep or repaint
         shape = self.bundle.shape
         if path is None or not picture.is_picture(shape):
             raise BadShape(f"inpaint: this model's data of shape {shape} are no pictures, so no mask fits them")
         white = read_picture(path, (1, *shape[1:])) > 0
+        if bool(white.all()) or not bool(white.any()):
+            shade = "white" if bool(white.all()) else "black"
+            raise BadArgument(f"{path}: is all {shade}, need a mask of black and white (transparency counts as white)")
         return (white if keep is not None else ~white).expand(shape)
 
     def measure(
@@ -141,7 +148,7 @@ class Desk:
         total = self._rows(verb, given, {**knobs, **how})
 
         with Screen() as screen:
-            report = screen.task(verb)
+            report = screen.task(self.verb if verb == "interpolate_seeds" else verb)
 
             def heard(before: int, step: Step) -> None:
                 nonlocal asks, done

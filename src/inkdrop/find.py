@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from inkdrop.errors import BadArgument, UnknownName
 
@@ -115,6 +115,9 @@ def find(room: str, name: str) -> Callable[..., Any]:
         result: Callable[..., Any] = thing
         return result
     if name not in known:
+        elsewhere = next((other for other in ROOMS if name in listing(other)), None)
+        if elsewhere is not None:
+            raise BadArgument(f"{room}: got {name!r}, which is one of the {elsewhere}; see: inkdrop list {elsewhere}")
         raise UnknownName(room, name, known)
     found: Callable[..., Any] = getattr(importlib.import_module(known[name].module), name)
     return found
@@ -140,8 +143,16 @@ def knobs(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in params if p.kind is p.KEYWORD_ONLY}
 
 
-def check_knobs(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def check_knobs(
+    what: str, function: Callable[..., Any], given: Mapping[str, Any], slot: str | None = None
+) -> dict[str, Any]:
     """The given knobs, checked and converted by pydantic to the function's annotations ("0.5" -> 0.5).
+
+    Args:
+        what: whose they are, for messages.
+        function: whose they are.
+        given: name -> value.
+        slot: what `--set` calls it, where that is not its name.
 
     Raises:
         UnknownName: the function has no such knob.
@@ -156,12 +167,14 @@ def check_knobs(what: str, function: Callable[..., Any], given: Mapping[str, Any
         try:
             out[name] = TypeAdapter(known[name].annotation).validate_python(value)
         except ValidationError as error:
-            need = inspect.formatannotation(known[name].annotation)
-            reason = error.errors()[0]["msg"]
+            need, reason = inspect.formatannotation(known[name].annotation), error.errors()[0]["msg"]
+            if typing.get_origin(known[name].annotation) is Literal:
+                choices = " or ".join(map(str, typing.get_args(known[name].annotation)))
+                raise BadArgument(f"{what}.{name}: got {value!r}, need {choices}") from None
             raise BadArgument(f"{what}.{name}: got {value!r}, need {need} ({reason})") from None
     for name, param in known.items():
         if param.default is param.empty and name not in out:
-            hint = "--data PATH" if name == "data" else f"--set SLOT.{name}=..."
+            hint = "--data PATH" if name == "data" else f"--set {slot or what}.{name}=..."
             raise BadArgument(f"{what}: needs a value for {name!r}; give {hint}")
     return out
 
@@ -176,7 +189,8 @@ def build(room: str, part: Part, *positional: Any, **house: Any) -> Any:
         house: keyword arguments passed only where the function has such a parameter (classes=10).
     """
     function = find(room, part.name)
-    given = check_knobs(part.name, function, {**_accepted(function, house, part.knobs), **part.knobs})
+    slot = None if room == "guide" else {"combinators": "combine"}.get(room, room.removesuffix("s"))
+    given = check_knobs(part.name, function, {**_accepted(function, house, part.knobs), **part.knobs}, slot)
     takes = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     return function(*positional[: len(takes)], **given)
 

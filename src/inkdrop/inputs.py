@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.data.images import Channels, decode, is_image, is_raw, recolour, scaled
-from inkdrop.errors import BadData
+from inkdrop.errors import BadData, InkdropWarning
 
 __all__ = ["read_array", "read_picture"]
 
@@ -29,6 +30,8 @@ def read_picture(path: Path, shape: tuple[int, ...], background: Literal["white"
         BadData: it cannot be read, or is of another size.
     """
     channels, height, width = shape
+    if path.is_dir():
+        raise BadData(f"{path}: is a folder; give its files, as {path}/*.png")
     if not is_image(path.name):
         raise BadData(f"{path}: is no picture; give a .png .jpg .webp .bmp .gif or .npy")
     header, pixels = decode(_bytes(path), str(path))
@@ -38,6 +41,8 @@ def read_picture(path: Path, shape: tuple[int, ...], background: Literal["white"
             f"resize it to {width} × {height}"
         )
     if not is_raw(path.name):
+        if channels == 1 and pixels.shape[2] > 1 and bool((pixels[..., :3] != pixels[..., :1]).any()):
+            warnings.warn(f"{path}: is in colour, and is taken as grey: the model has one channel", InkdropWarning, 2)
         pixels = recolour(pixels, CHANNELS[channels], background)
     elif header.bands != channels:
         raise BadData(f"{path}: has {header.bands} channels, need {channels}")

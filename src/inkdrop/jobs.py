@@ -97,6 +97,8 @@ def with_plan(bundle: Bundle, changes: Mapping[str, Any], settings: Iterable[str
     slots = (*SAMPLING_SLOTS, *(p.name for p in plan.guide))
     for text in settings:
         slot = text.partition("=")[0].partition(".")[0].strip()
+        if slot == "nll":
+            raise BadArgument(f"--set: got {text!r}, which goes with eval --nll alone")
         if slot not in slots:
             raise BadArgument(
                 f"--set: got {text!r}, but of a trained model only {', '.join(slots)} can change; "
@@ -260,7 +262,8 @@ def likelihood_of(
 
     def estimate(seconds: float, asks: tuple[int, int]) -> None:
         about = f"{seconds / 60:.0f} min" if seconds > 100 else f"{seconds:.0f} s"
-        screen.say(f"{len(rows)} images, {asks[0]:,} asks each of the chain and {asks[1]:,} of the flow: about {about}")
+        which = f"{len(rows)} of {len(test)} held-out images"
+        screen.say(f"{which}, {asks[0]:,} asks each of the chain and {asks[1]:,} of the flow: about {about}")
 
     rows, task = subset(len(test), count, seed=seed), screen.task("likelihood")
     with evaluating(bundle.denoiser):

@@ -83,7 +83,8 @@ def check_guide(guide: Sequence[Part]) -> None:
     """
     for inner, outer in pairwise(guide):
         if place_of(inner) == place_of(outer):
-            raise BadArgument(f"guide: {inner.name} and {outer.name} do the same work; keep one of them")
+            hint = ", as --no-clip does" if "clip" in (inner.name, outer.name) else ""
+            raise BadArgument(f"guide: {inner.name} and {outer.name} do the same work; keep one of them{hint}")
         if place_of(inner) > place_of(outer):
             right = ", ".join(part.name for part in sorted(guide, key=place_of))
             raise BadArgument(f"guide: got {inner.name} before {outer.name}, need {right} (from the sampler outwards)")

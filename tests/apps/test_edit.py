@@ -293,8 +293,8 @@ def test_the_plan_that_is_written_is_the_one_that_was_used(runs, inkdrop):
 
 MASK = ("--keep", "mask.png")
 BAD: list[tuple[tuple[object, ...], str]] = [
-    (("inpaint", "0.png"), "inpaint: got --keep and --repaint, or neither; give one of them"),
-    (("inpaint", "0.png", *MASK, "--repaint", "hole.png"), "inpaint: got --keep and --repaint, or neither"),
+    (("inpaint", "0.png"), "inpaint: got no mask; give --keep MASK (white is kept) or --repaint MASK"),
+    (("inpaint", "0.png", *MASK, "--repaint", "hole.png"), "inpaint: got --keep and --repaint; give one of them"),
     (("inpaint", "0.png", "--keep", "small.png"), "small.png: is 8 × 4 pixels (width × height), need 8 × 8; resize it"),
     (("inpaint", "small.png", *MASK), "small.png: is 8 × 4 pixels (width × height), need 8 × 8; resize it to 8 × 8"),
     (("inpaint", "0.png", *MASK, "--resample", 0), "repaint resample: got 0, need at least 1"),

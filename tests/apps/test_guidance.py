@@ -167,7 +167,7 @@ REFUSED = [
     ("--guide classifier", "asks a part 'classifier', which this model does not have; give it by --classifier PATH"),
     ("--guide autoguidance", "autoguidance: asks a part 'weak', which this model does not have; give it by --weak"),
     ("--guide threshold", "guide: clip and threshold do the same work; keep one of them"),
-    ("--guide drift", "drift: needs a value for 'mean'; give --set SLOT.mean=..."),
+    ("--guide drift", "drift: needs a value for 'mean'; give --set drift.mean=..."),
     ("--guide nonsense", "guide: unknown name 'nonsense'"),
     ("--set threshold.percentile=0.9", "of a trained model only sampler, grid, combine, plan, clip, cfg can change; "
      "add --guide threshold first"),

@@ -91,7 +91,7 @@ def test_the_figures_are_those_of_the_bare_conditional_model(inkdrop, runs):
     assert "4 asks an image, grid linspace" in out
     assert "24 asks an image, 1 derivative(s) each (rademacher), 3 draw(s)" in out
     assert "no guidance, no clipping" in out
-    assert "5 images, 4 asks each of the chain and 24 of the flow: about " in err
+    assert "held-out images, 4 asks each of the chain and 24 of the flow: about " in err
 
 
 def test_by_default_it_is_64_images_and_the_whole_chain(inkdrop, runs, monkeypatch):
@@ -126,7 +126,7 @@ def test_by_default_it_is_64_images_and_the_whole_chain(inkdrop, runs, monkeypat
         (("digits", "--nll", "--set", "nll.variance=learned"), "this net does not predict a variance"),
         (("digits", "--nll", "--steps", 101), "got 101, need at most 100"),
         (("digits", "--nll", "-n", 1), "images: got 1, need at least 2"),
-        (("digits", "--set", "nll.draws=2"), "of a trained model only"),
+        (("digits", "--set", "nll.draws=2"), "which goes with eval --nll alone"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

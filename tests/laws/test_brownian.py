@@ -25,6 +25,8 @@ from inkdrop.plan import Plan, noise_of
 from paths import GAUSSIAN, between, every_path, point_oracle
 from specimens import label, normals, sampler_of, schedule_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 SDE = [Part(name) for name in ("dpmpp_2s_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")]
 
 

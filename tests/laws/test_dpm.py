@@ -21,6 +21,8 @@ from inkdrop.errors import BadArgument
 from inkdrop.find import Part, build
 from specimens import label, normals, sampler_of, schedule_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 NET = Mixture(
     torch.tensor([[-0.7, 0.2], [0.5, 0.6], [0.3, -0.8]], dtype=torch.float64),
     torch.tensor([0.25, 0.3, 0.2], dtype=torch.float64),

@@ -35,6 +35,8 @@ from inkdrop.samplers.ddim import ddim
 from inkdrop.samplers.ddpm import ddpm
 from specimens import SAMPLERS, denoiser_of, label, normals, sampler_of, schedule_of, target_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 MIXTURE = Mixture(
     torch.tensor([[0.8, 0.8, 0.5], [-0.8, -0.8, -0.1]], dtype=torch.float64), torch.tensor([0.2, 0.2]).double()
 )

@@ -32,6 +32,8 @@ from inkdrop.train.loop import fit
 from runs import points, untrained
 from specimens import denoiser_of, normals, schedule_of, target_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 MIXTURE = Mixture(
     torch.tensor([[-0.7, 0.2], [0.5, 0.6], [0.3, -0.8]], dtype=torch.float64),
     torch.tensor([0.25, 0.3, 0.2], dtype=torch.float64),

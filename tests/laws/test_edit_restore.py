@@ -28,6 +28,8 @@ from inkdrop.samplers.heun import heun
 from runs import digits, untrained
 from specimens import SAMPLERS, denoiser_of, label, normals, sampler_of, schedule_of, target_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 OPERATORS: list[tuple[Part, tuple[int, ...]]] = [
     (Part("superresolve"), (2, 4, 6)),
     (Part("superresolve", {"factor": 3}), (1, 6, 3)),

@@ -316,7 +316,7 @@ BAD: list[tuple[str, type[InkdropError], Callable[[], object], str]] = [
         "literal",
         BadArgument,
         lambda: check_knobs("ddpm", find("samplers", "ddpm"), {"variance": "gamma"}),
-        "ddpm.variance: got 'gamma', need Literal['beta', 'beta-tilde', 'learned']",
+        "ddpm.variance: got 'gamma', need beta or beta-tilde or learned",
     ),
     ("missing", BadArgument, lambda: build("schedules", Part("table")), "table: needs a value for 'betas'"),
     (

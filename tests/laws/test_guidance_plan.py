@@ -127,7 +127,7 @@ def test_a_combinators_knobs_are_set_and_checked() -> None:
     [
         ("combine.times=2", BadArgument, "--set: got combine.times, but this plan has no combine; name one first"),
         ("combine=restrat", UnknownName, "combinators: unknown name 'restrat'; did you mean restart"),
-        ("combine=ddim", UnknownName, "combinators: unknown name 'ddim'"),
+        ("combine=ddim", BadArgument, "combinators: got 'ddim', which is one of the samplers"),
         ("plan.noise=pink", BadArgument, "plan.noise: got 'pink'"),
         ("plan.guide=clpi", UnknownName, "guide: unknown name 'clpi'; did you mean clip"),
         ("plan.guide=clip,none", UnknownName, "guide: unknown name 'none'"),

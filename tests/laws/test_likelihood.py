@@ -29,6 +29,8 @@ from inkdrop.evals.nll import NLL, asks_of, dequantise, nll
 from inkdrop.find import Part, build
 from specimens import denoiser_of, label, normals, schedule_of, target_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 LN2 = math.log(2)
 STD = 0.5
 GAUSSIAN = Gaussian(torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), STD)

@@ -25,6 +25,8 @@ from inkdrop.samplers.ode import rk45
 from paths import GAUSSIAN, MIXTURE, between, every_path, mixture_case, silent
 from specimens import label, normals, schedule_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 
 def heard(x: Tensor, grid: Grid, tolerance: float = 1e-5, net=MIXTURE) -> tuple[Tensor, list[Ask]]:
     """The result of rk45 and its questions."""

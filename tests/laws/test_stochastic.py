@@ -28,6 +28,8 @@ from inkdrop.samplers.restart import restart
 from paths import MIXTURE, STOCHASTIC, between, every_path, line_of, run, silent, variance_of
 from specimens import SCHEDULES, label, normals, sampler_of, schedule_of
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 
 def score(x: Tensor, level: Level) -> Tensor:
     return -MIXTURE(Ask(x, level)).eps / level.sigma

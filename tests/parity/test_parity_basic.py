@@ -33,6 +33,8 @@ from inkdrop.core.oracle import Gaussian, Point
 from inkdrop.find import Part, build
 from inkdrop.guide.clip import clip
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 GAUSSIAN = Gaussian(torch.tensor([0.3, -0.5], dtype=torch.float64), 0.4)
 POINT = Point(torch.tensor([0.25, -0.75], dtype=torch.float64))
 CLEAN = Level(*(torch.tensor(f, dtype=torch.float64) for f in (1.0, 0.0, 0.0)))

@@ -24,6 +24,8 @@ from inkdrop.core.oracle import Gaussian
 from inkdrop.core.schedule import Schedule, edm, vp
 from inkdrop.find import Part
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 STEPS = (1, 2, 3, 7, 20)
 VP: list[dict[str, Any]] = [  # spacings of the tables that all of them have, and what else the net may say
     {"timestep_spacing": "linspace"},

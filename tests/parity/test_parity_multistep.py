@@ -30,6 +30,8 @@ from inkdrop.core.schedule import continuous_cosine, edm
 from inkdrop.find import Part
 from inkdrop.guide.clip import clip
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 SPACINGS = ("leading", "trailing", "linspace")
 
 

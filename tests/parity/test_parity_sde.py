@@ -30,6 +30,8 @@ from inkdrop.core.level import Level
 from inkdrop.core.schedule import edm, vp
 from inkdrop.find import Part, build
 
+pytestmark = pytest.mark.long  # left out of the fast tier
+
 STEPS = (1, 2, 3, 7, 20)
 VP: list[dict[str, Any]] = [
     {"timestep_spacing": "linspace"},
