@@ -106,6 +106,7 @@ def annealed_langevin(x: Tensor, grid: Grid, noise: Noise, *, per_level: int = 5
     the next level as it is. If the grid ends clean the result is x0, asked once more at the last noisy level
     (Jolicoeur-Martineau et al. 2021: without it, the noise of that level remains). step_size is Song & Ermon's
     ε/sigma_L²: 0.2 with 100 steps on each of 10 levels in 2019, 0.062 with 5 on each of 232 in 2020.
+    It takes about 1,000 asks, on a spacing even in log-SNR (200 levels of loguniform): fewer leave noise in a picture.
     Cost: per_level asks a noisy level, and one for the clean one. No order: the stationary law of a fixed step is not p
     (on N(0, v) its variance is v/(1 − a/(4·v))), and levels must be near one another for x to keep up.
 
