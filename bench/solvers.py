@@ -39,7 +39,6 @@ from torch import Tensor
 import inkdrop
 from inkdrop.bundle import load
 from inkdrop.core.ask import Ask, Belief
-from inkdrop.core.grid import Grid
 from inkdrop.core.noise import normal
 from inkdrop.core.oracle import Mixture
 from inkdrop.core.schedule import Table
@@ -122,23 +121,14 @@ SAMPLERS = [
     Part("plms"),
     Part("ipndm"),
 ]
-Spacing = Callable[[Table, int], Grid]
-
-
-def named(name: str, **knobs: float) -> Spacing:
-    return lambda schedule, steps: build("grids", Part(name, knobs), schedule, steps)
-
-
-GRIDS: dict[str, Spacing] = {
-    **{
-        name: named(name)
-        for name in ("uniform", "trailing", "leading", "linspace", "quadratic", "karras", "loguniform")
-    },
-    **{f"{name}(rho_max=20)": named(name, rho_max=20.0) for name in ("karras", "loguniform")},
-    **{
-        f"power({p}, start={start})": named("power", exponent=p, start=start)
-        for p, start in ((0.8, 1.0), (1.0, 0.8), (1.5, 1.0), (1.5, 0.8))
-    },
+GRIDS = {
+    part.name if not part.knobs else f"{part.name}({', '.join(f'{k}={v:g}' for k, v in part.knobs.items())})": part
+    for part in (
+        *(Part(name) for name in ("uniform", "trailing", "leading", "linspace", "quadratic", "power")),
+        *(Part("power", {"exponent": exponent, "start": 0.8}) for exponent in (1.0, 1.5)),
+        *(Part(name) for name in ("karras", "loguniform")),
+        *(Part(name, {"rho_max": 20.0}) for name in ("karras", "loguniform")),
+    )
 }
 
 
@@ -154,7 +144,7 @@ def ours(problem: Problem, sampler: Part, grid: str, budget: int) -> float | Non
             return problem.answer(ask)
 
         try:
-            levels = GRIDS[grid](problem.schedule, steps)
+            levels = build("grids", GRIDS[grid], problem.schedule, steps)
             if cost(function, levels, sampler.knobs) > budget:
                 continue
             x = drive(function(problem.start, levels, silent, **sampler.knobs), answer)
@@ -266,7 +256,7 @@ def methods() -> list[Method]:
     found = []
     for sampler, grid in product(SAMPLERS, GRIDS):
         name = f"{name_of(sampler.name, sampler.knobs)} on {grid}"
-        plain = grid.isidentifier() or grid == "power(0.8, start=1.0)"
+        plain = grid.isidentifier()
         found.append(Method("inkdrop", sampler.name, name, plain, partial(_ours, sampler, grid)))
     for kind, config in configs():
         plain = set(config) <= {
