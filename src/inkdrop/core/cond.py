@@ -5,16 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inkdrop.errors import BadArgument, BadShape
 
-__all__ = ["FIELDS", "Cond"]
+__all__ = ["FIELDS", "Cond", "Terms"]
 
 FIELDS = ("label", "vec", "text", "image")
+_TENSORS = (*FIELDS, "text_mask", "image_t")
+
+
+class Terms(NamedTuple):
+    """How much of each condition there is: what a net is built for, by the names of its knobs.
+
+    Attributes:
+        classes: how many classes; 0 for no label.
+        attributes: D, how many continuous attributes; 0 for none.
+        vocabulary: how many tokens there are, for a net with a text encoder of its own; 0 for no tokens.
+        features: D of each given text embedding, for a net that takes them as they are; 0 for none.
+        length: L, the most tokens or embeddings of a text; 0 without text.
+        image: C', the channels of an image condition; 0 for none.
+    """
+
+    classes: int = 0
+    attributes: int = 0
+    vocabulary: int = 0
+    features: int = 0
+    length: int = 0
+    image: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +51,7 @@ class Cond:
         text: (B, L) int64 tokens or (B, L, D) float embeddings.
         text_mask: (B, L) bool, True where text is real and False where it is padding.
         image: (B, C', *S) float in [-1, 1].
+        image_t: (B,) float in [0, 1], the time to which the image was noised; None where it is clean.
         nulls: field name -> (B,) bool, True in rows where that field is null.
 
     Raises:
@@ -41,6 +63,7 @@ class Cond:
     text: Tensor | None = None
     text_mask: Tensor | None = None
     image: Tensor | None = None
+    image_t: Tensor | None = None
     nulls: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +76,8 @@ class Cond:
             raise BadShape(f"cond vec: got shape {tuple(self.vec.shape)}, need (B, D)")
         if self.text is not None and self.text_mask is None:
             object.__setattr__(self, "text_mask", self.text.new_ones(self.text.shape[:2], dtype=torch.bool))
+        if self.image_t is not None and (self.image is None or self.image_t.shape != self.image.shape[:1]):
+            raise BadShape(f"cond image_t: got shape {tuple(self.image_t.shape)}, need (B,), beside an image of B rows")
         for name in self.nulls:
             if name not in self.present:
                 raise BadArgument(f"cond nulls: got {name!r}, which is absent; present: {', '.join(self.present)}")
@@ -89,12 +114,12 @@ class Cond:
 
     def take(self, rows: Any) -> Cond:
         """The rows selected by an index, a slice or a tensor of indices."""
-        pick = {n: f[rows] for n in (*FIELDS, "text_mask") if (f := getattr(self, n)) is not None}
+        pick = {n: f[rows] for n in _TENSORS if (f := getattr(self, n)) is not None}
         return Cond(**pick, nulls={n: f[rows] for n, f in self.nulls.items()})
 
     def to(self, device: torch.device | str) -> Cond:
         """The same on another device."""
-        move = {n: f.to(device) for n in (*FIELDS, "text_mask") if (f := getattr(self, n)) is not None}
+        move = {n: f.to(device) for n in _TENSORS if (f := getattr(self, n)) is not None}
         return Cond(**move, nulls={n: f.to(device) for n, f in self.nulls.items()})
 
     @staticmethod
@@ -115,6 +140,11 @@ class Cond:
                 parts = [_pad(p, longest) for p in parts]
                 masks = [c.text_mask for c in conds if c.text_mask is not None]
                 out["text_mask"] = torch.cat([_pad(m, longest) for m in masks])
+            if name == "image" and any(c.image_t is not None for c in conds):
+                times = [
+                    p.new_zeros(len(p)) if c.image_t is None else c.image_t for p, c in zip(parts, conds, strict=True)
+                ]
+                out["image_t"] = torch.cat(times)
             out[name] = torch.cat(parts)
         names = {n for c in conds for n in c.nulls}
         return Cond(**out, nulls={n: torch.cat([c.null_rows(n) for c in conds]) for n in names})

@@ -21,10 +21,10 @@ _PLAIN_TOKENS = 1024
 """The longest sequence that half precision on a CPU attends to by plain products; see `attend`."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, by the fused kernel or by plain matrix products, whichever is faster.
 
-    softmax(q·k^T/√D)·v, the softmax over the keys.
+    softmax(q·k^T/√D)·v, the softmax over the keys that the mask leaves.
 
     The choice is by length, dtype and device and never by batch size, so that a row alone and a row in a batch take
     the same path: plain products for half precision on the CPU up to 1,024 tokens, fused otherwise. Time of fused
@@ -35,6 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q: (B, heads, L, D).
         k: (B, heads, M, D).
         v: (B, heads, M, D).
+        mask: (B, M) bool, True for the keys that are looked at, at least one in each row; None for all.
 
     Returns:
         (B, heads, L, D).
@@ -43,13 +44,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.device.type == "cpu" and half and max(q.shape[-2], k.shape[-2]) <= _PLAIN_TOKENS:
-        return _plain(q, k, v)
-    return functional.scaled_dot_product_attention(q, k, v)
+        return _plain(q, k, v, mask)
+    return functional.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None, :])
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention by plain matrix products; shapes as in `attend`."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
     mixed: Tensor = scores.softmax(dim=-1) @ v
     return mixed
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
 
-__all__ = ["ClassEmbedding", "Context", "Fourier", "Sinusoid", "Wave", "check_input", "sinusoid"]
+__all__ = ["AttributeEmbedding", "ClassEmbedding", "Context", "Fourier", "Sinusoid", "Wave", "check_input", "sinusoid"]
 
 Wave: TypeAlias = Literal["sinusoidal", "fourier"]
 
@@ -53,13 +53,13 @@ def sinusoid(
 class Sinusoid(nn.Module):
     """The sinusoidal embedding of DDPM as a layer: (B,) -> (B, width), see `sinusoid`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, shift: float = 1.0, cos_first: bool = False) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.shift, self.cos_first = width, shift, cos_first
 
     def forward(self, clock: Tensor) -> Tensor:
         """(B,) float -> (B, width) in [−1, 1], in the clock's dtype."""
-        return sinusoid(clock, self.width)
+        return sinusoid(clock, self.width, shift=self.shift, cos_first=self.cos_first)
 
 
 class Fourier(nn.Module):
@@ -136,22 +136,54 @@ class ClassEmbedding(nn.Module):
         return torch.where(cond.null_rows("label")[:, None], self.null, self.table(label))
 
 
-class Context(nn.Module):
-    """What every block of a net is told: time and class, as one vector a row.
+class AttributeEmbedding(nn.Module):
+    """A linear map of D continuous attributes, W·vec + b, and a learned vector for rows without them.
 
-    context = W2·silu(W1·wave(clock) + b1) + b2 + class, the class term only where classes > 0; DDPM's time MLP with
-    ADM's class term.
+    Args:
+        attributes: D, at least 1.
+        width: numbers a vector.
+    """
+
+    def __init__(self, attributes: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(attributes, width)
+        self.null = nn.Parameter(torch.zeros(width))
+
+    def forward(self, cond: Cond | None, rows: int) -> Tensor:
+        """The vectors of a batch, (B, width) in the weights' dtype; null in every row where cond has no vec.
+
+        Raises:
+            BadShape: vec is not (B, D).
+        """
+        if cond is None or cond.vec is None:
+            return self.null.expand(rows, -1)
+        if cond.vec.shape[1] != self.linear.in_features:
+            raise BadShape(f"cond vec: got {cond.vec.shape[1]} attributes, need {self.linear.in_features}")
+        told = self.linear(cond.vec.to(self.linear.weight.dtype))
+        return torch.where(cond.null_rows("vec")[:, None], self.null, told)
+
+
+class Context(nn.Module):
+    """What every block of a net is told, as one vector a row: time, class, attributes, how noisy an image condition is.
+
+    context = W2·silu(W1·wave(clock) + b1) + b2 + class + attributes + augment: DDPM's time MLP with ADM's class term.
+    Each further term is there only where the net takes it; augment is an MLP like the time's, of 1000·image_t.
 
     Args:
         width: numbers of the wave embedding, even, at least 4.
         out: numbers of the context.
         classes: how many classes; 0 for a net that takes none.
+        attributes: how many continuous attributes; 0 for a net that takes none.
+        augment: whether it is told the time at which an image condition was noised (Ho et al. 2022, cascades, §4.2).
+        also: fields of a condition that other parts of the net take: "text", "image".
         embedding: "sinusoidal" for any clock; "fourier" for a clock of order 1.
         fourier_scale: the standard deviation of the frequencies, in cycles a unit of clock; 16 if None. Only with
             embedding "fourier".
+        shift: of the sinusoid's frequencies, see `sinusoid`: 1 for DDPM, 0 for ADM.
+        cos_first: the sinusoid's cosines before its sines (ADM, DiT).
 
     Raises:
-        BadArgument: negative classes, an unknown embedding, or a fourier_scale that would have no effect.
+        BadArgument: negative classes or attributes, an unknown embedding, or a fourier_scale that would have no effect.
     """
 
     def __init__(
@@ -160,21 +192,39 @@ class Context(nn.Module):
         out: int,
         *,
         classes: int = 0,
+        attributes: int = 0,
+        augment: bool = False,
+        also: tuple[str, ...] = (),
         embedding: Wave = "sinusoidal",
         fourier_scale: float | None = None,
+        shift: float = 1.0,
+        cos_first: bool = False,
     ) -> None:
         super().__init__()
-        if classes < 0:
-            raise BadArgument(f"net classes: got {classes}, need 0 (unconditional) or more")
+        for name, count in (("classes", classes), ("attributes", attributes)):
+            if count < 0:
+                raise BadArgument(f"net {name}: got {count}, need 0 (none) or more")
         if embedding not in ("sinusoidal", "fourier"):
             raise BadArgument(f"net embedding: got {embedding!r}, need 'sinusoidal' or 'fourier'")
         if embedding == "sinusoidal" and fourier_scale is not None:
             raise BadArgument(f"net fourier_scale: got {fourier_scale} with embedding 'sinusoidal'; try 'fourier'")
         scale = 16.0 if fourier_scale is None else fourier_scale
-        self.wave = Sinusoid(width) if embedding == "sinusoidal" else Fourier(width, scale)
+        wave = Sinusoid(width, shift=shift, cos_first=cos_first)
+        self.wave = wave if embedding == "sinusoidal" else Fourier(width, scale)
         self.linear1 = nn.Linear(width, out)
         self.linear2 = nn.Linear(out, out)
         self.label = ClassEmbedding(classes, out) if classes else None
+        self.vec = AttributeEmbedding(attributes, out) if attributes else None
+        self.augment = (
+            nn.Sequential(Sinusoid(width), nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out)) if augment else None
+        )
+        own = [name for name, part in (("label", self.label), ("vec", self.vec)) if part is not None]
+        self.takes = (*own, *also)
+
+    @property
+    def classes(self) -> int:
+        """How many classes it takes; 0 for none."""
+        return 0 if self.label is None else self.label.classes
 
     def forward(self, clock: Tensor, cond: Cond | None) -> Tensor:
         """The context of a batch.
@@ -194,18 +244,28 @@ class Context(nn.Module):
         self._check(cond, rows)
         hidden = self.linear1(self.wave(clock).to(self.linear1.weight.dtype))
         context: Tensor = self.linear2(functional.silu(hidden))
-        return context if self.label is None else context + self.label(cond, rows)
+        for part in (self.label, self.vec):
+            if part is not None:
+                context = context + part(cond, rows)
+        if self.augment is not None:
+            noised = clock.new_zeros(rows) if cond is None or cond.image_t is None else cond.image_t
+            context = context + self.augment((1000 * noised).to(context.dtype))
+        return context
 
     def _check(self, cond: Cond | None, rows: int) -> None:
         if cond is None or not cond.present:
             return
-        takes = ("label",) if self.label is not None else ()
         for name in cond.present:
-            if name not in takes:
-                hint = "try classes=n when the net is made" if name == "label" else "try cond without it"
-                raise BadArgument(f"net cond: got {name}, this net takes {', '.join(takes) or 'none'}; {hint}")
-        if cond.label is not None and cond.label.shape[0] != rows:
-            raise BadShape(f"net cond: got {cond.label.shape[0]} rows, need {rows}, one for each row of x")
+            if name not in self.takes:
+                knob = {"label": "classes", "vec": "attributes", "image": "image", "text": "vocabulary"}[name]
+                hint = f"try {knob}=n when the net is made, or cond without it"
+                raise BadArgument(f"net cond: got {name}, this net takes {', '.join(self.takes) or 'none'}; {hint}")
+        if cond.image_t is not None and self.augment is None:
+            raise BadArgument(
+                "net cond: got image_t, but this net is not told how noisy its image is; try augment=true"
+            )
+        if len(cond) != rows:
+            raise BadShape(f"net cond: got {len(cond)} rows, need {rows}, one for each row of x")
 
 
 def check_input(x: Tensor, clock: Tensor, shape: tuple[int, ...], *, any_size: bool) -> None:
