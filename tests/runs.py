@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from inkdrop.bundle import Bundle
+from inkdrop.core.cond import Terms
 from inkdrop.find import Part
 from inkdrop.plan import Plan
 from inkdrop.recipe import Recipe, Train, denoiser_of
@@ -38,7 +39,7 @@ def digits(**train: Any) -> Recipe:
 
 def untrained(recipe: Recipe, shape: tuple[int, ...], classes: tuple[str, ...] = (), *, seed: int = 0) -> Bundle:
     """A model whose every weight is random: fresh nets end in zeros, which would make anything equal."""
-    denoiser = denoiser_of(recipe, shape, len(classes)).eval()
+    denoiser = denoiser_of(recipe, shape, Terms(classes=len(classes))).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in denoiser.parameters():

@@ -3,6 +3,8 @@
     step-00001000/
         bundle.json         recipe, shape, classes, card, the sha256 of every other file, and its own
         net.safetensors     the averaged (EMA) weights, which are what is sampled
+        codec.safetensors   the autoencoder in whose latents it works, if there is one
+        tokenizer.json      and the like: how it reads text, if it does
         raw.safetensors     the optimiser's own weights
         state.*             what resuming needs besides (optional)
 
@@ -11,42 +13,33 @@ A folder under its final name is complete: it is written beside it under another
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from inkdrop.codec import Codec, codec_of
+from inkdrop.core.cond import Terms
 from inkdrop.core.schedule import Schedule
 from inkdrop.denoiser import Denoiser
+from inkdrop.edit.pairs import Pair
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
+from inkdrop.files import Writer, load_weights, own_sha256, sha256, tensors, write_folder, write_json
+from inkdrop.find import build
+from inkdrop.model import Examples
 from inkdrop.plan import Plan
+from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, denoiser_of, dump, read, refuse_foreign_code
 
-__all__ = [
-    "Bundle",
-    "checkpoints",
-    "load",
-    "load_weights",
-    "locate",
-    "read_manifest",
-    "remove_folder",
-    "save",
-    "write_folder",
-]
+__all__ = ["Bundle", "checkpoints", "load", "locate", "pair_of", "read_manifest", "save", "terms_of"]
 
 MANIFEST = "bundle.json"
 FORMAT = "inkdrop-bundle-1"
-
-Writer = Callable[[Path], None]
 
 
 @dataclass
@@ -62,6 +55,10 @@ class Bundle:
         card: what it was trained on, when, where and how far; for people.
         parts: what else answers questions, by the name in Ask.of ("weak", "classifier"); given by `with_parts`, and not
             saved with it.
+        attributes: the names of the continuous attributes that it takes, in order; () if there are none.
+        reader: how it reads text; None if it reads none.
+        codec: the autoencoder in whose latents it works; None if it works on samples themselves.
+        examples: what it is told unless its user says otherwise.
     """
 
     recipe: Recipe
@@ -71,6 +68,10 @@ class Bundle:
     levels: int | None = None
     card: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, nn.Module] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()
+    reader: Reader | None = None
+    codec: Codec | None = None
+    examples: Examples = field(default_factory=Examples)
 
     @property
     def plan(self) -> Plan:
@@ -87,74 +88,22 @@ class Bundle:
         """Its noise levels."""
         return self.denoiser.schedule
 
-
-def write_folder(path: Path, writers: Mapping[str, Writer]) -> None:
-    """Write a folder whole or not at all.
-
-    Args:
-        path: the final name; must not exist.
-        writers: file name -> function that writes the file at the path it is given.
-
-    Raises:
-        BadArgument: the folder exists, or cannot be written (disk full, no permission); nothing is left behind.
-    """
-    if path.exists():
-        raise BadArgument(f"{path}: exists already; choose another name")
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
-        for name, write in writers.items():
-            write(part / name)
-            _flush(part / name)
-        _flush(part)
-        part.rename(path)
-        _flush(path.parent)
-    except InkdropError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    except Exception as error:  # safetensors has its own error for a full disk
-        shutil.rmtree(part, ignore_errors=True)
-        raise BadArgument(
-            f"{path}: cannot be written ({_reason(error)}); free some space or choose another place"
-        ) from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    @property
+    def pair(self) -> Pair | None:
+        """How its image condition is made; None if it takes none."""
+        return pair_of(self.recipe, self.shape)
 
 
-def remove_folder(path: Path) -> None:
-    """Delete a folder so that nothing is under its name at once, and a kill on the way leaves only a hidden rest."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    path.rename(part)
-    shutil.rmtree(part)
+def pair_of(recipe: Recipe, shape: tuple[int, ...]) -> Pair | None:
+    """How a recipe makes image conditions of pictures of this shape; None if it makes none."""
+    made: Pair | None = None if recipe.image is None else build("pairs", recipe.image, shape)
+    return made
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error).splitlines()[0]
-
-
-def _flush(path: Path) -> None:
-    """Force a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tensors(tensors: Mapping[str, Tensor]) -> Writer:
-    from safetensors.torch import save_file
-
-    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    bad = [name for name, t in whole.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if bad:
-        raise BadArgument(f"checkpoint: {bad[0]} is not finite; nothing was saved")
-    return lambda path: save_file(whole, path)
+def terms_of(classes: int, attributes: int, reader: Reader | None, pair: Pair | None) -> Terms:
+    """How much of each condition there is."""
+    told = (0, 0, 0) if reader is None else (reader.vocabulary, reader.features, reader.length)
+    return Terms(classes, attributes, *told, 0 if pair is None else pair.channels)
 
 
 def save(
@@ -177,13 +126,17 @@ def save(
     Raises:
         BadArgument: a tensor is not finite, the folder exists or cannot be written.
     """
-    files: dict[str, Writer] = {"net.safetensors": _tensors(bundle.denoiser.net.state_dict())}
+    files: dict[str, Writer] = {"net.safetensors": tensors(bundle.denoiser.net.state_dict())}
+    if bundle.codec is not None:
+        files["codec.safetensors"] = tensors(bundle.codec.state_dict())
+    texts = {} if bundle.reader is None else bundle.reader.files()
+    files |= {name: partial(_write, content) for name, content in texts.items()}
     if raw is not None:
-        files["raw.safetensors"] = _tensors(raw)
+        files["raw.safetensors"] = tensors(raw)
     if state is not None:
-        files["state.safetensors"] = _tensors(state)
+        files["state.safetensors"] = tensors(state)
     if progress is not None:
-        files["state.json"] = lambda p: _write_json(p, dict(progress))
+        files["state.json"] = lambda p: write_json(p, dict(progress))
 
     def manifest(target: Path) -> None:
         record = {
@@ -193,22 +146,20 @@ def save(
             "range": [-1.0, 1.0],
             "levels": bundle.levels,
             "classes": list(bundle.classes),
+            "attributes": list(bundle.attributes),
+            "texts": sorted(texts),
+            "codec": None if bundle.codec is None else bundle.codec.record(),
+            "examples": bundle.examples._asdict(),
             "card": bundle.card,
-            "files": {name: _sha256(target.parent / name) for name in files},
+            "files": {name: sha256(target.parent / name) for name in files},
         }
-        _write_json(target, {**record, "sha256": _own_sha256(record)})
+        write_json(target, {**record, "sha256": own_sha256(record)})
 
     write_folder(path, {**files, MANIFEST: manifest})
 
 
-def _own_sha256(record: Mapping[str, Any]) -> str:
-    """The hash of a manifest's content, so that a byte that flipped in it is noticed too."""
-    content = json.dumps({name: value for name, value in record.items() if name != "sha256"}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _write_json(path: Path, record: Any) -> None:
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -250,7 +201,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{manifest}: cannot be read ({error}); {_ANOTHER}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise BadCheckpoint(f"{manifest}: is not of the format {FORMAT}; give a checkpoint that inkdrop wrote")
-    if record.get("sha256") != _own_sha256(record):
+    if record.get("sha256") != own_sha256(record):
         raise BadCheckpoint(f"{manifest}: is corrupt (its sha256 is not the recorded one); {_ANOTHER}")
     try:
         _check_form(record)
@@ -260,7 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         file = folder / Path(name).name
         if not file.is_file():
             raise BadCheckpoint(f"{file}: is missing; {_ANOTHER}, or copy the folder again")
-        if _sha256(file) != want:
+        if sha256(file) != want:
             raise BadCheckpoint(f"{file}: is corrupt (its sha256 is not the recorded one); {_ANOTHER}")
     result: dict[str, Any] = record
     return result
@@ -281,6 +232,11 @@ def _check_form(record: dict[str, Any]) -> None:
         raise BadCheckpoint(f"got shape {shape}, need positive sizes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise BadCheckpoint(f"got classes {classes!r}, need a list of names")
+    for name in ("attributes", "texts"):
+        if not all(isinstance(entry, str) for entry in record.setdefault(name, [])):
+            raise BadCheckpoint(f"got {name} {record[name]!r}, need a list of names")
+    if not set(record["texts"]) <= set(files):
+        raise BadCheckpoint(f"got texts {record['texts']!r}, which are not all among its files")
     if not isinstance(files, dict) or not isinstance(record.get("card", {}), dict):
         raise BadCheckpoint("files and card must be JSON objects")
 
@@ -309,26 +265,30 @@ def load(
     if name not in record["files"]:
         other = "raw" if weights == "ema" else "ema"
         raise BadCheckpoint(f"{folder}: has no {weights} weights ({name}); try --weights {other}")
-    recipe, shape, classes = read(record["recipe"]), tuple(record["shape"]), tuple(record["classes"])
+    recipe, shape = read(record["recipe"]), tuple(record["shape"])
     try:
-        denoiser = denoiser_of(recipe, shape, len(classes))
+        bundle = _built(recipe, shape, record, folder)
     except InkdropError as error:
         raise BadCheckpoint(f"{folder}: cannot be built here: {error}") from None
-    load_weights(denoiser.net, folder / name)
-    denoiser.to(device).eval()
-    return Bundle(recipe, denoiser, shape, classes, record.get("levels"), record.get("card", {}))
+    load_weights(bundle.denoiser.net, folder / name)
+    bundle.denoiser.to(device).eval()
+    if bundle.codec is not None:
+        load_weights(bundle.codec, folder / "codec.safetensors")
+        bundle.codec.to(device).eval().requires_grad_(False)
+    return bundle
 
 
-def load_weights(net: nn.Module, file: Path) -> None:
-    """Fill a net from a safetensors file, every key used and none left over.
-
-    Raises:
-        BadCheckpoint: the file cannot be read, or does not fit this net.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        net.load_state_dict(load_file(file))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise BadCheckpoint(f"{file}: does not fit this net ({str(error).splitlines()[-1].strip()})") from None
+def _built(recipe: Recipe, shape: tuple[int, ...], record: dict[str, Any], folder: Path) -> Bundle:
+    """The bundle of a manifest, with fresh weights."""
+    texts = {name: (folder / Path(name).name).read_bytes() for name in record["texts"]}
+    reader = None if recipe.text is None else reader_of(recipe.text, files=texts)
+    codec = None if record.get("codec") is None else codec_of(record["codec"])
+    classes, attributes = tuple(record["classes"]), tuple(record["attributes"])
+    terms = terms_of(len(classes), len(attributes), reader, pair_of(recipe, shape))
+    denoiser = denoiser_of(recipe, shape if codec is None else codec.latent_shape, terms)
+    told = record.get("examples", {})
+    examples = Examples(tuple(told.get("texts", ())), tuple(tuple(row) for row in told.get("attributes", ())))
+    card, levels = record.get("card", {}), record.get("levels")
+    made = Bundle(recipe, denoiser, shape, classes, levels, card)
+    made.attributes, made.reader, made.codec, made.examples = attributes, reader, codec, examples
+    return made

@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from inkdrop.bundle import Bundle, load_weights, write_folder
+from inkdrop.bundle import Bundle
 from inkdrop.core.ask import Ask, Belief
 from inkdrop.core.level import Level
 from inkdrop.core.schedule import Schedule
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
+from inkdrop.files import load_weights, write_folder
 from inkdrop.find import Part, build
 from inkdrop.nets.encoder import Encoder
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inkdrop import jobs, picture
+from inkdrop.condition import labels_of
 from inkdrop.core.noise import normal
 from inkdrop.denoiser import Denoiser
 from inkdrop.drive import Step
@@ -22,7 +23,6 @@ from inkdrop.edit.operators import Operator
 from inkdrop.editing import VERBS, operator_of
 from inkdrop.errors import BadArgument, BadData, BadShape
 from inkdrop.find import Part, parse
-from inkdrop.generate import labels_of
 from inkdrop.inputs import read_array, read_picture
 from inkdrop.inversion import PARTNERS
 from inkdrop.options import Options
@@ -90,7 +90,11 @@ class Desk:
         shape = self.bundle.shape if shape is None else shape
         if not picture.is_picture(shape):
             return torch.cat([read_array(path, shape) for path in paths])
-        background = self.bundle.recipe.data.knobs.get("background", "white")  # as its own data were read
+        data = self.bundle.recipe.data
+        knobs = {} if data is None else data.knobs
+        background: Literal["white", "black"] = knobs.get("background", "white")  # as its own data were read
+            "white" if data is None else data.knobs.get("background", "white")
+        )  # as its own data were read
         return torch.stack([read_picture(path, shape, background) for path in paths])
 
     def read_mask(self, keep: Path | None, repaint: Path | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeAlias, Unpack, cast
+from typing import Literal, TypeAlias, Unpack
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from inkdrop.edit.operators import Operator
 from inkdrop.edit.restore import ddnm, pigdm
 from inkdrop.errors import BadArgument, UnknownName
 from inkdrop.find import Part, build
-from inkdrop.generate import Model
 from inkdrop.inversion import climbed, decode, interpolate, interpolate_seeds, invert, open_deterministic
+from inkdrop.model import Model
 from inkdrop.painting import inpaint, outpaint
 from inkdrop.session import How, Session, open_session
 
@@ -171,9 +171,12 @@ def restore(
         raise BadArgument(f"restore scale: got {scale:g}, which has no effect with ddnm; try method=pigdm")
     if method == "ddnm" and sd is not None and noise_std == 0:
         raise BadArgument(f"restore sd: got {sd:g}, which has no effect with ddnm without noise; try method=pigdm")
-    if isinstance(model, Denoiser) and not isinstance(operator, Operator):
+    if isinstance(operator, Operator):
+        known = operator
+    elif isinstance(model, Denoiser):
         raise BadArgument("restore: a bare denoiser does not know its data; give an Operator instead of its name")
-    known = operator if isinstance(operator, Operator) else operator_of(operator, cast(Model, model).shape)
+    else:
+        known = operator_of(operator, model.shape)
     check_state(measured, known.shape, "restore measurements")
     least = known.inverse(measured)
     session = open_session(model, least, "restore", ranged=False, **how)

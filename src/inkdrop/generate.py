@@ -2,88 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from inkdrop import condition
+from inkdrop.condition import Attributes, Told, class_of
 from inkdrop.core.ask import Ask, Belief, Sampler, Sampling
 from inkdrop.core.check import check_state
 from inkdrop.core.cond import Cond
 from inkdrop.denoiser import Denoiser
 from inkdrop.drive import Answerer, Step, drive, watch
+from inkdrop.edit.decoded import decoded
 from inkdrop.edit.hook import See, hook
 from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.find import knobs
+from inkdrop.model import Model, conditional, state_shape
 from inkdrop.plan import Plan, change, check_guide, grid_of, needs_of, noise_of, sampling
 
-__all__ = ["Model", "cond_of", "evaluating", "labels_of", "parts_of", "plan_of", "sample", "steps"]
-
-
-class Model(Protocol):
-    """What can be sampled without further words: a Bundle; it may have `parts` besides, as that has."""
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """What answers."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, *S) of one sample."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names."""
-
-    @property
-    def plan(self) -> Plan:
-        """How to sample unless told otherwise."""
-
-    @property
-    def guidable(self) -> bool:
-        """Whether it was trained with dropped conditions, so that it has an unconditional branch."""
-
-
-def labels_of(
-    label: int | str | Sequence[int | str] | None, count: int, classes: tuple[str, ...], *, first: int = 0
-) -> Tensor | None:
-    """(count,) int64 labels from a class, its name, or one of either for each image; None cycles through all classes.
-
-    By default image i, counted from `first`, has label i mod classes: the same at any count.
-
-    Raises:
-        BadArgument: a label to a model without classes, or one outside them.
-        UnknownName: no class of this name.
-        BadShape: not one label an image.
-    """
-    if not classes:
-        if label is not None:
-            raise BadArgument(f"class: got {label!r}, but this model has no classes; leave it out")
-        return None
-    if label is None:
-        return torch.arange(first, first + count) % len(classes)
-    each = [label] * count if isinstance(label, (int, str)) else list(label)
-    if len(each) != count:
-        raise BadShape(f"class: got {len(each)} labels for {count} images; give one, or one an image")
-    return torch.tensor([_label(one, classes) for one in each], dtype=torch.int64)
-
-
-def _label(one: int | str, classes: tuple[str, ...], what: str = "class") -> int:
-    if isinstance(one, str):
-        if one in classes:
-            return classes.index(one)
-        if not re.fullmatch(r"-?[0-9]+", one):
-            raise UnknownName(what, one, classes)
-    elif int(one) != one:
-        raise BadArgument(f"{what}: got {one}, need a whole number, or a name: {', '.join(classes)}")
-    if not 0 <= int(one) < len(classes):
-        raise BadArgument(
-            f"{what}: got {one}, need a number in [0, {len(classes) - 1}], or a name: {', '.join(classes)}"
-        )
-    return int(one)
+__all__ = ["cond_of", "evaluating", "parts_of", "plan_of", "sample", "steps"]
 
 
 class _Job(NamedTuple):
@@ -95,8 +35,11 @@ class _Job(NamedTuple):
 
 
 def parts_of(model: Model | Denoiser) -> dict[str, Answerer]:
-    """What answers a model's questions, by the name in Ask.of: the denoiser as "net", and its other parts, if any."""
-    return {"net": model} if isinstance(model, Denoiser) else {"net": model.denoiser, **getattr(model, "parts", {})}
+    """What answers a model's questions, by the name in Ask.of: "net", "decode" (its codec), and its parts."""
+    if isinstance(model, Denoiser):
+        return {"net": model}
+    decode: dict[str, Answerer] = {} if model.codec is None else {"decode": model.codec}
+    return {"net": model.denoiser, **decode, **model.parts}
 
 
 def _prepare(
@@ -110,7 +53,7 @@ def _prepare(
 ) -> _Job:
     """The sampling of these images from their own start noise."""
     denoiser = model if isinstance(model, Denoiser) else model.denoiser
-    shape = shape or (None if isinstance(model, Denoiser) else model.shape)
+    shape = shape or (None if isinstance(model, Denoiser) else state_shape(model))
     if shape is None:
         raise BadArgument("sample: a bare denoiser does not know its data; give shape=(channels, height, width)")
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
@@ -124,7 +67,9 @@ def _prepare(
     def edit(sampler: Sampler) -> Sampler:
         return sampler if see is None else lambda x, grid, noise: hook(sampler(x, grid, noise), see)
 
-    return _Job(sampling(plan, x, grid, noise, cond, heard, edit), parts_of(model), heard)
+    work = sampling(plan, x, grid, noise, cond, heard, edit)
+    latent = not isinstance(model, Denoiser) and model.codec is not None
+    return _Job(decoded(work) if latent else work, parts_of(model), heard)
 
 
 def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any]) -> Plan:
@@ -146,16 +91,20 @@ def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any])
             raise BadArgument(
                 f"{guide}: asks a part {name!r}, which this model does not have; give it by --{name} PATH or with_parts"
             )
-    if not isinstance(model, Denoiser) and model.classes:
+    if isinstance(model, Denoiser):
+        return plan
+    if model.codec is not None and any(p.name in ("clip", "threshold") for p in plan.guide):
+        raise BadArgument("clip: got a model of latents, which have no range to clip to; use --no-clip")
+    if conditional(model):
         _check_cfg(model, next((p.knobs for p in plan.guide if p.name == "cfg"), {}))
     return plan
 
 
 def _check_cfg(model: Model, given: Mapping[str, Any]) -> None:
-    """Whether a model with classes has the branches that cfg mixes: the null one, or that of the negative class."""
+    """Whether a model has the branches that cfg mixes: the null one, or that of the negative class."""
     scale, negative = float(given.get("scale", 1.0)), given.get("negative")
     if negative is not None:
-        _label(negative, model.classes, "cfg negative")
+        class_of(negative, model.classes, "cfg negative")
     elif scale != 1 and not model.guidable:
         raise BadArgument(
             f"guidance: got {scale:g}, but this model was trained without dropped conditions (train.null_rate=0); "
@@ -163,21 +112,24 @@ def _check_cfg(model: Model, given: Mapping[str, Any]) -> None:
         )
 
 
-def cond_of(model: Model | Denoiser, count: int, label: Any, cond: Cond | None, first: int = 0) -> Cond | None:
-    """The condition of these images: the one given, or their labels.
+def cond_of(model: Model | Denoiser, count: int, told: Told, cond: Cond | None, first: int = 0) -> Cond | None:
+    """The condition of these images: the one given, or what the model is told.
 
     Raises:
-        BadArgument: both label and cond, or labels to a model without classes.
+        BadArgument: both, or something to a bare denoiser, or what `condition.cond_of` refuses.
         BadShape: not one row an image.
     """
     if cond is not None:
-        if label is not None:
-            raise BadArgument("sample: got both label and cond; give one of them")
+        if not told.nothing:
+            raise BadArgument("sample: got cond beside label, text, attributes or image; give one or the others")
         if len(cond) != count:
             raise BadShape(f"cond: got {len(cond)} rows for {count} images; give one row an image")
         return cond
-    labels = labels_of(label, count, () if isinstance(model, Denoiser) else model.classes, first=first)
-    return None if labels is None else Cond(label=labels)
+    if isinstance(model, Denoiser):
+        if not told.nothing:
+            raise BadArgument("sample: a bare denoiser knows no classes or words; give cond=Cond(...)")
+        return None
+    return condition.cond_of(model, count, told, first=first)
 
 
 def steps(
@@ -186,6 +138,10 @@ def steps(
     *,
     seed: int = 0,
     label: int | str | Sequence[int | str] | None = None,
+    text: str | Sequence[str] | None = None,
+    attributes: Attributes | Sequence[Attributes] | None = None,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
     cond: Cond | None = None,
     shape: tuple[int, ...] | None = None,
     plan: Plan | None = None,
@@ -201,7 +157,11 @@ def steps(
         count: how many images, ≥ 1.
         seed: image i of seed s starts from the same noise at any count.
         label: a class or its name, or one for each image; by default the classes in turn.
-        cond: other conditions, one row an image.
+        text: a prompt, or one for each image; by default the model's examples in turn.
+        attributes: values by name, or such for each image; by default the model's examples in turn.
+        image: (B or 1, C, h, w) in [-1, 1], for a model that starts from a picture.
+        mask: (B or 1, 1, H, W) bool, True where the image is kept, for a model that fills holes.
+        cond: the conditions themselves in place of all of these, one row an image.
         shape: (C, *S) of one image, where the model does not know it.
         plan: how to sample; the model's own by default.
         see: a hook, (ask, belief) -> another x0 or None: shown every guided and clipped belief before the sampler.
@@ -210,7 +170,8 @@ def steps(
     if count < 1:
         raise BadArgument(f"sample count: got {count}, need at least 1")
     plan = plan_of(model, plan, changes)
-    return _watch(_prepare(model, range(count), shape, plan, seed, cond_of(model, count, label, cond), see))
+    every = cond_of(model, count, Told(label, text, attributes, image, mask), cond)
+    return _watch(_prepare(model, range(count), shape, plan, seed, every, see))
 
 
 def _watch(job: _Job) -> Iterator[Step]:
@@ -239,6 +200,10 @@ def sample(
     seed: int = 0,
     first: int = 0,
     label: int | str | Sequence[int | str] | None = None,
+    text: str | Sequence[str] | None = None,
+    attributes: Attributes | Sequence[Attributes] | None = None,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
     cond: Cond | None = None,
     shape: tuple[int, ...] | None = None,
     plan: Plan | None = None,
@@ -255,7 +220,11 @@ def sample(
         seed: image i of seed s starts from the same noise, whatever the count and the batch.
         first: index of the first image: images first … first + count − 1 of this seed.
         label: a class or its name, or one for each image; by default the classes in turn.
-        cond: other conditions, one row an image.
+        text: a prompt, or one for each image; by default the model's examples in turn.
+        attributes: values by name, or such for each image; by default the model's examples in turn.
+        image: (B or 1, C, h, w) in [-1, 1], for a model that starts from a picture.
+        mask: (B or 1, 1, H, W) bool, True where the image is kept, for a model that fills holes.
+        cond: the conditions themselves in place of all of these, one row an image.
         shape: (C, *S) of one image, where the model does not know it.
         plan: how to sample; the model's own by default.
         batch: images at a time, ≥ 1.
@@ -267,7 +236,7 @@ def sample(
         if number < 1:
             raise BadArgument(f"sample {what}: got {number}, need at least 1")
     plan = plan_of(model, plan, changes)
-    every, out = cond_of(model, count, label, cond, first), []
+    every, out = cond_of(model, count, Told(label, text, attributes, image, mask), cond, first), []
     for start in range(0, count, batch):
         rows = range(start, min(start + batch, count))
         part = None if every is None else every.take(slice(rows.start, rows.stop))

@@ -17,7 +17,7 @@ from inkdrop.edit.invert import invert as climb
 from inkdrop.edit.slerp import slerp
 from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.find import Part
-from inkdrop.generate import Model
+from inkdrop.model import Model
 from inkdrop.session import How, Session, check_images, open_session
 
 __all__ = ["PARTNERS", "Via", "climbed", "decode", "interpolate", "interpolate_seeds", "invert", "open_deterministic"]

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from inkdrop import picture
-from inkdrop.bundle import Bundle, load, write_folder
+from inkdrop.bundle import Bundle, load
 from inkdrop.classifier import load_classifier, with_parts
+from inkdrop.condition import labels_of
 from inkdrop.core.ask import Belief
 from inkdrop.core.dataset import Data
 from inkdrop.drive import Step, watch
 from inkdrop.errors import BadArgument
+from inkdrop.files import write_folder
 from inkdrop.find import check_knobs, names, parse
-from inkdrop.generate import evaluating, labels_of, plan_of, sample
+from inkdrop.generate import evaluating, plan_of, sample
 from inkdrop.plan import change, grid_of, needs_of, sampling
 from inkdrop.recipe import dump, open_data, set_knobs
 from inkdrop.train.record import write_atomically

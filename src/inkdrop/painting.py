@@ -18,7 +18,7 @@ from inkdrop.edit.inpaint import fitted, repaint
 from inkdrop.edit.inpaint import inpaint as hold
 from inkdrop.edit.windows import windows as tile
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.generate import Model
+from inkdrop.model import Model
 from inkdrop.session import How, Session, open_session
 
 __all__ = ["inpaint", "outpaint"]

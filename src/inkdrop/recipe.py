@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from inkdrop.core.check import check_end
+from inkdrop.core.cond import Terms
 from inkdrop.core.dataset import Data
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadData, InkdropError, UnknownName
@@ -35,7 +36,10 @@ class Train:
         betas: AdamW's.
         clip_grad: the greatest norm of the gradient, > 0.
         ema: the decay of the weights' moving average, in [0, 1); warmed up as (1 + n)/(10 + n).
-        null_rate: the share of rows whose condition is dropped, for classifier-free guidance, in [0, 1).
+        null_rate: the share of rows whose class, attributes and text are dropped, for classifier-free guidance, in
+            [0, 1); an image condition stays.
+        augment: the latest time to which an image condition is noised while training, in [0, 1); each row's is uniform
+            on [0, augment], and the net is told it (its knob augment=true). 0 leaves images as they are.
         seed: of initial weights, data order and noise.
         log_every: updates between lines of stats.jsonl.
         preview_every: updates between sample grids and held-out losses.
@@ -54,6 +58,7 @@ class Train:
     clip_grad: float = 1.0
     ema: float = 0.999
     null_rate: float = 0.1
+    augment: float = 0.0
     seed: int = 0
     log_every: int = 10
     preview_every: int = 500
@@ -71,7 +76,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (lambda v: v >= 1, ("steps", "batch", "log_every", "preview_every", "save_every", "keep")),
     "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay")),
     "more than 0": (lambda v: v > 0, ("lr", "clip_grad")),
-    "a number in [0, 1)": (lambda v: 0 <= v < 1, ("ema", "null_rate")),
+    "a number in [0, 1)": (lambda v: 0 <= v < 1, ("ema", "null_rate", "augment")),
     "a number in [0, 1]": (lambda v: 0 <= v <= 1, ("final",)),
     "two numbers in [0, 1)": (lambda v: all(0 <= beta < 1 for beta in v), ("betas",)),
     "cosine or constant": (lambda v: v in ("cosine", "constant"), ("decay",)),
@@ -85,24 +90,30 @@ class Recipe:
     """A run as (name, knobs) pairs, each found in its room.
 
     Attributes:
-        data: the data set.
+        data: the data set; None for a model that was made elsewhere, which can be sampled but not trained further.
         net: the network.
         schedule: the noise levels.
         target: what the net predicts.
         clock: what it is told about time.
         scale: the factor on its input.
         loss: what is minimised.
+        text: how the data's captions are read; None where the model reads none.
+        image: what is made of each picture as its image condition; None where there is none.
+        codec: the folder of a trained autoencoder in whose latents the model works; None for the data themselves.
         train: how.
         plan: how to sample what was trained.
     """
 
-    data: Part
+    data: Part | None
     net: Part
     schedule: Part = field(default_factory=lambda: Part("cosine"))
     target: Part = field(default_factory=lambda: Part("v"))
     clock: Part = field(default_factory=lambda: Part("table"))
     scale: Part = field(default_factory=lambda: Part("unit"))
     loss: Part = field(default_factory=lambda: Part("simple"))
+    text: Part | None = None
+    image: Part | None = None
+    codec: str | None = None
     train: Train = field(default_factory=Train)
     plan: Plan = field(default_factory=Plan)
 
@@ -115,6 +126,8 @@ SLOTS = {
     "clock": "clocks",
     "scale": "scales",
     "loss": "losses",
+    "text": "readers",
+    "image": "pairs",
     "sampler": "samplers",
     "grid": "grids",
     "combine": "combinators",
@@ -125,9 +138,10 @@ SLOTS = {
 def set_knobs(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """A recipe changed by "slot=name", "slot.knob=value", "train.field=value", or "plan.field=value".
 
-    Slots are those of SLOTS, and the names of the plan's guides (cfg.scale=2). A new name drops the old one's knobs;
-    combine=none drops the combinator. The plan's fields are steps, noise (white, brownian, or null for the sampler's
-    own) and guide: names (plan.guide=clip,cfg), of which those that were there keep their knobs, or none.
+    Slots are those of SLOTS, codec (a folder, or none), and the names of the plan's guides (cfg.scale=2). A new name
+    drops the old one's knobs; combine=none drops the combinator, text=none and image=none those conditions. The plan's
+    fields are steps, noise (white, brownian, or null for the sampler's own) and guide: names (plan.guide=clip,cfg), of
+    which those that were there keep their knobs, or none.
 
     Raises:
         UnknownName: no such slot, part or knob.
@@ -157,16 +171,24 @@ def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
         return replace(recipe, plan=replace(plan, guide=guide))
     if slot not in SLOTS:
         raise UnknownName("--set slot", slot, [*SLOTS, "train", "plan", *(p.name for p in plan.guide)])
+    if slot == "codec":
+        return replace(recipe, codec=None if value == "none" else str(value))
     if slot == "combine" and value == "none" and not knob:
         return replace(recipe, plan=replace(plan, combine=None))
+    if slot in ("text", "image") and value == "none" and not knob:
+        return replace(recipe, text=None) if slot == "text" else replace(recipe, image=None)
     of_plan = slot in ("sampler", "grid", "combine")
     part: Part | None = getattr(plan if of_plan else recipe, slot)
     if part is None and knob:
         raise BadArgument(
-            f"--set: got {slot}.{knob}, but this plan has no {slot}; name one first, as in {slot}=restart"
+            f"--set: got {slot}.{knob}, but there is no {slot}; name one first, as in {slot}={_FIRST[slot]}"
         )
     changed: dict[str, Any] = {slot: _knob(SLOTS[slot], part or Part(""), knob, value)}
     return replace(recipe, plan=replace(plan, **changed)) if of_plan else replace(recipe, **changed)
+
+
+_FIRST = {"combine": "restart", "text": "bpe", "image": "lowres", "data": "folder"}
+"""What to name for a slot that may be empty."""
 
 
 def _guide(plan: Plan, value: Any) -> tuple[Part, ...]:
@@ -277,15 +299,17 @@ def refuse_foreign_code(plain: dict[str, Any], where: Path, error: type[InkdropE
         for inner in thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else ():
             look(inner)
 
-    look({**plain, "data": plain["data"]["name"]})
+    look({**plain, "data": plain["data"] and plain["data"]["name"], "codec": None})
 
 
-def open_data(part: Part, split: str) -> Data:
+def open_data(part: Part | None, split: str) -> Data:
     """The data set of a recipe: "train" or "test".
 
     Raises:
-        BadArgument: a function from outside the house that gives something else.
+        BadArgument: a model that was made elsewhere, or a function from outside the house that gives something else.
     """
+    if part is None:
+        raise BadArgument("data: this model was made elsewhere, so its data are not known; give --data PATH")
     data = build("data", part, split)
     if not isinstance(data, Data):
         raise BadArgument(
@@ -294,24 +318,25 @@ def open_data(part: Part, split: str) -> Data:
     return data
 
 
-def denoiser_of(recipe: Recipe, shape: tuple[int, ...], classes: int) -> Denoiser:
+def denoiser_of(recipe: Recipe, shape: tuple[int, ...], terms: Terms) -> Denoiser:
     """The recipe's denoiser with fresh weights.
 
     Args:
         recipe: names net, schedule, target, clock and scale.
-        shape: (C, *S) of one sample.
-        classes: how many; a net that takes no classes is built without.
+        shape: (C, *S) of one sample, as the net sees it.
+        terms: how much of each condition there is; a net without such a knob is built without.
 
     Raises:
         BadArgument: parts that do not go together.
     """
-    if (given := recipe.net.knobs.get("classes", classes)) != classes:
-        raise BadArgument(f"{recipe.net.name}.classes: got {given}, but the data have {classes} classes; leave it out")
+    for name, count in terms._asdict().items():
+        if (given := recipe.net.knobs.get(name, count)) != count:
+            raise BadArgument(f"{recipe.net.name}.{name}: got {given}, but the data have {count}; leave it out")
     schedule = build("schedules", recipe.schedule)
     check_end(schedule)
     target = build("targets", recipe.target, schedule)
     target.check(schedule)
-    net = build("nets", recipe.net, shape, classes=classes)
+    net = build("nets", recipe.net, shape, **{name: count for name, count in terms._asdict().items() if count})
     if not isinstance(net, torch.nn.Module):
         raise BadArgument(f"net {recipe.net.name}: gives a {type(net).__name__}, need a torch.nn.Module")
     clock, scale = find("clocks", recipe.clock.name), find("scales", recipe.scale.name)

@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from inkdrop import condition
+from inkdrop.condition import Told
 from inkdrop.core.ask import Ask, Belief, Noise, Sampler, Sampling
 from inkdrop.core.check import check_range, check_state
 from inkdrop.core.cond import Cond
@@ -21,7 +23,8 @@ from inkdrop.edit.cut import lower_grid
 from inkdrop.edit.hook import See, hook
 from inkdrop.errors import BadArgument, BadData
 from inkdrop.find import Part
-from inkdrop.generate import Model, cond_of, evaluating, parts_of, plan_of
+from inkdrop.generate import cond_of, evaluating, parts_of, plan_of
+from inkdrop.model import Model, conditional
 from inkdrop.picture import is_picture
 from inkdrop.plan import Plan, grid_of, noise_of, sampling
 
@@ -30,7 +33,8 @@ __all__ = ["Edit", "How", "Session", "check_images", "open_session"]
 Edit: TypeAlias = Callable[[Sampler, slice], Sampler]
 """(sampler, rows) -> the sampler with an edit's middleware or combinator round it, for these rows of all images."""
 
-_OWN = ("seed", "first", "label", "cond", "plan", "batch", "on_step", "see")  # the others are changes of the plan
+_OWN = ("seed", "first", "label", "text", "cond", "plan", "batch", "on_step", "see")
+"""What of `How` is no change of the plan."""
 
 
 class How(TypedDict, total=False):
@@ -40,6 +44,7 @@ class How(TypedDict, total=False):
         seed: of all noise; 0 by default. Image i of a seed has the same noise at any count and batch.
         first: index of the first image; 0 by default.
         label: a class or its name, or one for each image. By default none: the model is asked without its class.
+        text: a prompt, or one for each image. By default none.
         cond: other conditions, one row an image.
         plan: how to sample; the model's own by default.
         batch: images at a time, ≥ 1; 256 by default.
@@ -58,6 +63,7 @@ class How(TypedDict, total=False):
     seed: int
     first: int
     label: int | str | Sequence[int | str] | None
+    text: str | Sequence[str] | None
     cond: Cond | None
     plan: Plan | None
     batch: int
@@ -218,12 +224,12 @@ def open_session(
     if batch < 1:
         raise BadArgument(f"{what} batch: got {batch}, need at least 1")
     changes = {name: value for name, value in how.items() if name not in _OWN}
-    plan, label, cond = plan_of(model, how.get("plan"), changes), how.get("label"), how.get("cond")
-    bundle = None if isinstance(model, Denoiser) else model
-    if label is None and cond is None and bundle is not None and bundle.classes:
-        plan, cond = _untold(bundle, plan, len(data), how.get("guidance"))
+    plan, cond = plan_of(model, how.get("plan"), changes), how.get("cond")
+    told = Told(how.get("label"), how.get("text"))
+    if told.nothing and cond is None and not isinstance(model, Denoiser) and conditional(model):
+        plan, cond = _untold(model, plan, len(data), how.get("guidance"))
     else:
-        cond = cond_of(model, len(data), label, cond)
+        cond = cond_of(model, len(data), told, cond)
     denoiser = model if isinstance(model, Denoiser) else model.denoiser
     return Session(
         parts_of(model),
@@ -240,22 +246,26 @@ def open_session(
 
 
 def _untold(model: Model, plan: Plan, count: int, guidance: float | None) -> tuple[Plan, Cond]:
-    """The plan and the condition of a model with classes that is told none.
+    """The plan and the condition of a model that is told no class and no text.
 
     Raises:
-        BadArgument: the model has no unconditional branch, or something in the plan needs a class.
+        BadArgument: the model has no unconditional branch, or something in the plan needs a condition.
     """
+    what, known = ("class", f": {', '.join(model.classes)}") if model.classes else ("text", "")
     if not model.guidable:
         raise BadArgument(
-            "class: this model was trained without dropped conditions (train.null_rate=0), so it must be told one; "
-            f"give a class: {', '.join(model.classes)}"
+            f"{what}: this model was trained without dropped conditions (train.null_rate=0), so it must be told one; "
+            f"give a {what}{known}"
         )
     if guidance is not None:
         raise BadArgument(
-            f"guidance: got {guidance:g}, but there is no class to guide by; give a class, or leave it out"
+            f"guidance: got {guidance:g}, but there is no {what} to guide by; give a {what}, or leave it out"
         )
     for part in plan.guide:
         if part.name == "classifier":
             raise BadArgument("classifier: there is no class to guide towards; give a class")
     guide = tuple(p for p in plan.guide if p.name != "cfg" or p.knobs.get("negative") is not None)
-    return replace(plan, guide=guide), Cond(label=torch.zeros(count, dtype=torch.int64)).null()
+    cond = condition.cond_of(model, count, Told())
+    if cond is None:
+        raise BadArgument(f"{what}: this model takes none")
+    return replace(plan, guide=guide), cond.null()

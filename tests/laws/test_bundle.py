@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from inkdrop.bundle import checkpoints, load, locate, read_manifest, remove_folder, save, write_folder
+from inkdrop.bundle import checkpoints, load, locate, read_manifest, save
 from inkdrop.cli import main
 from inkdrop.core.noise import Keyed
 from inkdrop.errors import BadArgument, BadCheckpoint
+from inkdrop.files import remove_folder, write_folder
 from inkdrop.find import Part
 from inkdrop.generate import sample
 from inkdrop.plan import Plan

@@ -23,6 +23,7 @@ from inkdrop.drive import drive
 from inkdrop.errors import BadArgument, BadData, BadShape, Cancelled, InkdropError, UnknownName
 from inkdrop.find import ROOMS, Part, build, check_knobs, find, knobs, listing, names, parse
 from inkdrop.generate import sample, steps
+from inkdrop.model import Plain
 from inkdrop.plan import Plan, change, grid_of, sampling
 from inkdrop.recipe import Recipe, Train, dump, read, set_knobs
 from specimens import schedule_of, target_of
@@ -222,21 +223,16 @@ class Shrink(nn.Module):
         return self.drop(torch.tanh(self.gain * x) + shift)
 
 
-class Pictures:
+def pictures(guidable: bool = True) -> Plain:
     """A model as a Bundle is one: knows its shape, classes and plan."""
-
-    def __init__(self, guidable: bool = True) -> None:
-        schedule = schedule_of("cosine")
-        self.denoiser = Denoiser(Shrink(), schedule, target_of("v", schedule))
-        self.shape: tuple[int, ...] = (2, 3)
-        self.classes: tuple[str, ...] = ("ant", "bee", "cat")
-        self.plan = Plan(sampler=Part("ddpm"), steps=4)
-        self.guidable = guidable
+    schedule = schedule_of("cosine")
+    denoiser = Denoiser(Shrink(), schedule, target_of("v", schedule))
+    return Plain(denoiser, (2, 3), ("ant", "bee", "cat"), Plan(sampler=Part("ddpm"), steps=4), guidable)
 
 
 def test_an_image_is_the_same_at_any_count_batch_and_first() -> None:
     """R4: image i of a seed, alone, in batches of 8, all 20 at once, and from its own index on; its class too."""
-    model = Pictures()
+    model = pictures()
     whole = sample(model, 20, seed=3)
     torch.testing.assert_close(sample(model, 20, seed=3, batch=8), whole, rtol=0, atol=1e-6)
     torch.testing.assert_close(sample(model, 20, seed=3, batch=1), whole, rtol=0, atol=1e-6)
@@ -247,7 +243,7 @@ def test_an_image_is_the_same_at_any_count_batch_and_first() -> None:
 
 def test_sample_is_the_plan_carried_out() -> None:
     """Start noise, grid, sampler, condition and clipping put together by hand give the same numbers."""
-    model = Pictures()
+    model = pictures()
     plan = change(model.plan, sampler=Part("ddim", {"eta": 0.5}), grid="leading", steps=5, guidance=2.0)
     noise, cond = Keyed(1, range(3)), Cond(label=torch.tensor([0, 1, 2]))
     x = normal((3, 2, 3), 1, range(3), 0).float()
@@ -262,14 +258,14 @@ def test_sample_is_the_plan_carried_out() -> None:
 
 
 def test_steps_shows_what_sample_gives() -> None:
-    model = Pictures()
+    model = pictures()
     seen = list(steps(model, 3, seed=2, label="bee"))
     assert [float(step.level.t) for step in seen] == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert torch.equal(seen[-1].x0, sample(model, 3, seed=2, label=["bee", 1, "1"]))
 
 
 def test_the_net_is_put_back_to_training_whatever_happens() -> None:
-    model = Pictures()
+    model = pictures()
     model.denoiser.train()
     sample(model, 2)
     assert model.denoiser.training
@@ -296,7 +292,7 @@ GRID: dict[str, Any] = {"name": "trailing"}
 
 
 def bare() -> Denoiser:
-    return Pictures().denoiser
+    return pictures().denoiser
 
 
 BAD: list[tuple[str, type[InkdropError], Callable[[], object], str]] = [
@@ -381,51 +377,51 @@ BAD: list[tuple[str, type[InkdropError], Callable[[], object], str]] = [
         lambda: read(Path("/nowhere/recipe.json")),
         "recipe /nowhere/recipe.json: cannot be read as JSON",
     ),
-    ("count", BadArgument, lambda: sample(Pictures(), 0), "sample count: got 0, need at least 1"),
-    ("batch", BadArgument, lambda: sample(Pictures(), 2, batch=0), "sample batch: got 0, need at least 1"),
-    ("seed", BadArgument, lambda: sample(Pictures(), 1, seed=-1), "seed: got -1, need an integer in [0, 2^64)"),
+    ("count", BadArgument, lambda: sample(pictures(), 0), "sample count: got 0, need at least 1"),
+    ("batch", BadArgument, lambda: sample(pictures(), 2, batch=0), "sample batch: got 0, need at least 1"),
+    ("seed", BadArgument, lambda: sample(pictures(), 1, seed=-1), "seed: got -1, need an integer in [0, 2^64)"),
     (
         "option",
         UnknownName,
-        lambda: sample(Pictures(), 1, step=3),
+        lambda: sample(pictures(), 1, step=3),
         "sample option: unknown name 'step'; did you mean steps",
     ),
-    ("steps", BadArgument, lambda: sample(Pictures(), 1, steps=1001), "sampler steps: got 1001, need at most 1000"),
+    ("steps", BadArgument, lambda: sample(pictures(), 1, steps=1001), "sampler steps: got 1001, need at most 1000"),
     (
         "class",
         BadArgument,
-        lambda: sample(Pictures(), 1, label=3),
+        lambda: sample(pictures(), 1, label=3),
         "class: got 3, need a number in [0, 2], or a name: ant, bee",
     ),
     (
         "class name",
         UnknownName,
-        lambda: sample(Pictures(), 1, label="be"),
+        lambda: sample(pictures(), 1, label="be"),
         "class: unknown name 'be'; did you mean bee",
     ),
-    ("superscript", UnknownName, lambda: sample(Pictures(), 1, label="²"), "class: unknown name '²'"),
-    ("labels", BadShape, lambda: sample(Pictures(), 3, label=[1, 2]), "class: got 2 labels for 3 images"),
+    ("superscript", UnknownName, lambda: sample(pictures(), 1, label="²"), "class: unknown name '²'"),
+    ("labels", BadShape, lambda: sample(pictures(), 3, label=[1, 2]), "class: got 2 labels for 3 images"),
     (
         "no classes",
         BadArgument,
         lambda: sample(bare(), 1, label=1, shape=(2, 3)),
-        "this model has no classes; leave it out",
+        "a bare denoiser knows no classes or words",
     ),
     ("no shape", BadArgument, lambda: sample(bare(), 1), "a bare denoiser does not know its data; give shape="),
     (
         "cond rows",
         BadShape,
-        lambda: sample(Pictures(), 1, cond=Cond(vec=torch.zeros(2, 1))),
+        lambda: sample(pictures(), 1, cond=Cond(vec=torch.zeros(2, 1))),
         "cond: got 2 rows for 1 images",
     ),
     (
         "label and cond",
         BadArgument,
-        lambda: sample(Pictures(), 1, label=1, cond=Cond(label=torch.tensor([1]))),
-        "sample: got both label and cond; give one of them",
+        lambda: sample(pictures(), 1, label=1, cond=Cond(label=torch.tensor([1]))),
+        "sample: got cond beside label",
     ),
-    ("not guidable", BadArgument, lambda: sample(Pictures(False), 1, guidance=2), "trained without dropped conditions"),
-    ("guidance", BadArgument, lambda: sample(Pictures(), 1, guidance=-1), "cfg scale: got -1"),
+    ("not guidable", BadArgument, lambda: sample(pictures(False), 1, guidance=2), "trained without dropped conditions"),
+    ("guidance", BadArgument, lambda: sample(pictures(), 1, guidance=-1), "cfg scale: got -1"),
     (
         "no cond",
         BadArgument,

@@ -12,10 +12,10 @@ from torch import nn
 from inkdrop.bundle import Bundle
 from inkdrop.classifier import with_parts
 from inkdrop.core.cond import Cond
-from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, UnknownName
 from inkdrop.find import Part
 from inkdrop.generate import evaluating, parts_of, sample, steps
+from inkdrop.model import Plain
 from inkdrop.plan import Plan, change, needs_of
 from inkdrop.recipe import Recipe, dump, read, set_knobs
 from runs import points, untrained
@@ -125,7 +125,7 @@ def test_a_combinators_knobs_are_set_and_checked() -> None:
 @pytest.mark.parametrize(
     ("setting", "error", "said"),
     [
-        ("combine.times=2", BadArgument, "--set: got combine.times, but this plan has no combine; name one first"),
+        ("combine.times=2", BadArgument, "--set: got combine.times, but there is no combine; name one first"),
         ("combine=restrat", UnknownName, "combinators: unknown name 'restrat'; did you mean restart"),
         ("combine=ddim", BadArgument, "combinators: got 'ddim', which is one of the samplers"),
         ("plan.noise=pink", BadArgument, "plan.noise: got 'pink'"),
@@ -256,16 +256,11 @@ def test_a_negative_class_needs_no_dropped_conditions() -> None:
     torch.testing.assert_close(got[2], cond[2])  # the negative class itself
 
 
-def test_a_model_of_ones_own_needs_no_parts() -> None:
-    """The protocol asks for no more than it did before there were parts."""
-
-    class Own:
-        denoiser: Denoiser = model().denoiser
-        shape, classes, plan, guidable = (2,), CLASSES, Plan(steps=2, guide=()), True
-
-    assert sample(Own(), 2).shape == (2, 2)
+def test_a_plain_model_is_sampled_like_a_bundle() -> None:
+    own = Plain(model().denoiser, (2,), CLASSES, Plan(steps=2, guide=()), guidable=True)
+    assert sample(own, 2).shape == (2, 2)
     cond = Cond(label=torch.tensor([0, 1]))
-    assert torch.equal(sample(Own(), 2, cond=cond), sample(Own(), 2))
+    assert torch.equal(sample(own, 2, cond=cond), sample(own, 2))
 
 
 def test_a_recipe_whose_guides_clash_is_refused_before_training() -> None:

@@ -29,7 +29,8 @@ from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape, InkdropError
 from inkdrop.nets import blocks, embed
 from inkdrop.nets.mlp import MLPBlock, mlp
-from inkdrop.nets.unet import unet, unet_cifar10
+from inkdrop.nets.unet import unet
+from inkdrop.nets.unets import unet_cifar10
 
 SHAPES = [(5, 7, 5), (1, 28, 28), (3, 48, 32), (4, 16, 16), (1, 8, 8), (2, 1, 1), (2,), (3, 11), (2, 3, 8, 8)]
 LARGE = 4_000_000  # parameters; nets above are built on the meta device only

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from inkdrop.condition import labels_of
 from inkdrop.core.ask import Ask
 from inkdrop.core.brownian import Brownian
 from inkdrop.core.cond import Cond
@@ -19,7 +20,7 @@ from inkdrop.core.target import v, x0
 from inkdrop.denoiser import wrap
 from inkdrop.errors import BadArgument, BadShape, InkdropError, UnknownName
 from inkdrop.find import Part
-from inkdrop.generate import labels_of, sample, steps
+from inkdrop.generate import sample, steps
 from inkdrop.plan import Plan, change, grid_of, noise_of
 from inkdrop.recipe import Recipe, dump, read, set_knobs
 from runs import digits, points, untrained
@@ -311,7 +312,7 @@ def test_a_grid_that_starts_below_the_end_starts_from_its_own_level():
         ({"guidance": float("nan")}, BadArgument, "cfg scale: got nan"),
         ({"guidence": 2}, UnknownName, "did you mean guidance"),
         ({"label": 5}, BadArgument, "class: got 5"),
-        ({"label": 0, "cond": Cond(label=torch.tensor([0, 1]))}, BadArgument, "both label and cond"),
+        ({"label": 0, "cond": Cond(label=torch.tensor([0, 1]))}, BadArgument, "got cond beside label"),
         ({"cond": Cond(label=torch.tensor([0]))}, BadShape, "got 1 rows for 2 images"),
         ({"cond": Cond(vec=torch.zeros(2, 3))}, BadArgument, "got vec, this net takes label"),
     ],

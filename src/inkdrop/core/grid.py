@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import overload
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ from inkdrop.core.level import Level
 from inkdrop.core.schedule import Schedule
 from inkdrop.errors import BadArgument
 
-__all__ = ["Grid", "karras", "leading", "linspace", "loguniform", "power", "quadratic", "trailing", "uniform"]
+__all__ = ["End", "Grid", "karras", "leading", "linspace", "loguniform", "power", "quadratic", "trailing", "uniform"]
+
+End: TypeAlias = Literal["clean", "least"]
+"""Where a grid ends: at the clean level, or at the table's first entry (diffusers' set_alpha_to_one=False)."""
 
 
 class Grid(Sequence[Level]):
@@ -83,21 +86,25 @@ def _apart(levels: Level) -> list[Level]:
     return [Level(*fields) for fields in zip(*levels, strict=True)]
 
 
-def _check(schedule: Schedule, steps: int) -> int:
+def _check(schedule: Schedule, steps: int, skip_last: bool = False) -> int:
+    most = schedule.steps - skip_last
     if steps < 1:
         raise BadArgument(f"sampler steps: got {steps}, need at least 1")
-    if steps > schedule.steps:
+    if steps > most:
+        beside = ", less the one that is left out" if skip_last else ""
         raise BadArgument(
-            f"sampler steps: got {steps}, need at most {schedule.steps}, the entries of the schedule; "
-            f"try {schedule.steps}"
+            f"sampler steps: got {steps}, need at most {most}, the entries of the schedule{beside}; try {most}"
         )
     return schedule.steps
 
 
-def _of_clocks(schedule: Schedule, clocks: Tensor) -> Grid:
-    """The grid of these integer timesteps, then clean."""
+def _of_clocks(schedule: Schedule, clocks: Tensor, end: End = "clean") -> Grid:
+    """The grid of these timesteps, then its end; a last timestep that is the end already is not repeated."""
+    if end not in ("clean", "least"):
+        raise BadArgument(f"grid end: got {end!r}, need clean or least")
     times = (clocks.double() + 1) / schedule.steps
-    return Grid(schedule, torch.cat([times, times.new_zeros(1)]))
+    last = times.new_tensor([0.0 if end == "clean" else schedule.least])
+    return Grid(schedule, times if end == "least" and float(clocks[-1]) == 0 else torch.cat([times, last]))
 
 
 def _half_even(x: Tensor) -> Tensor:
@@ -111,17 +118,22 @@ def uniform(schedule: Schedule, steps: int) -> Grid:
     return Grid(schedule, 1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
 
 
-def trailing(schedule: Schedule, steps: int) -> Grid:
+def trailing(schedule: Schedule, steps: int, *, end: End = "clean") -> Grid:
     """Integer timesteps counted back from the end: clock_i = round(T − i·T/n) − 1 (Lin et al. 2024, table 2).
 
     Starts at pure noise for every n. Rounds half to even.
+
+    Args:
+        schedule: the schedule of T steps.
+        steps: n in [1, T].
+        end: the clean level, or the table's first entry.
     """
     total = _check(schedule, steps)
     k = total - torch.arange(steps, dtype=torch.float64) * total / steps
-    return _of_clocks(schedule, _half_even(k) - 1)
+    return _of_clocks(schedule, _half_even(k) - 1, end)
 
 
-def leading(schedule: Schedule, steps: int, *, offset: int = 0) -> Grid:
+def leading(schedule: Schedule, steps: int, *, offset: int = 0, skip_last: bool = False, end: End = "clean") -> Grid:
     """Integer timesteps counted from the start: clock_i = i·⌊T/n⌋ + offset (Song et al. 2021's DDIM).
 
     Starts *below* pure noise unless T/n is 1: kept for agreement with published numbers; prefer trailing.
@@ -130,23 +142,34 @@ def leading(schedule: Schedule, steps: int, *, offset: int = 0) -> Grid:
         schedule: the schedule of T steps.
         steps: n in [1, T].
         offset: added to every timestep (Stable Diffusion uses 1); the last must stay below T.
+        skip_last: space n + 1 timesteps so and leave out the last (diffusers' multistep solvers); n below T.
+        end: the clean level, or the table's first entry.
     """
-    total = _check(schedule, steps)
-    clocks = torch.arange(steps).flip(0) * (total // steps) + offset
+    total = _check(schedule, steps, skip_last)
+    stride = total // (steps + skip_last)
+    clocks = torch.arange(steps + skip_last).flip(0)[:steps] * stride + offset
     if offset < 0 or int(clocks[0]) > total - 1:
-        raise BadArgument(
-            f"leading offset: got {offset}, need 0 to {total - 1 - (steps - 1) * (total // steps)}; try 0"
-        )
-    return _of_clocks(schedule, clocks)
+        raise BadArgument(f"leading offset: got {offset}, need 0 to {total - 1 - int(clocks[0]) + offset}; try 0")
+    return _of_clocks(schedule, clocks, end)
 
 
-def linspace(schedule: Schedule, steps: int) -> Grid:
-    """n integer timesteps equally spaced over [0, T − 1], both ends included, rounded half to even.
+def linspace(
+    schedule: Schedule, steps: int, *, rounded: bool = True, skip_last: bool = False, end: End = "clean"
+) -> Grid:
+    """n timesteps equally spaced over [0, T − 1], both ends included, rounded half to even.
 
     One step is the noisiest timestep, T − 1.
+
+    Args:
+        schedule: the schedule of T steps.
+        steps: n in [1, T].
+        rounded: to integers; otherwise levels between a table's entries are visited too (k-diffusion).
+        skip_last: space n + 1 timesteps so and leave out the last (diffusers' multistep solvers); n below T.
+        end: the clean level, or the table's first entry.
     """
-    total = _check(schedule, steps)
-    return _of_clocks(schedule, _half_even(torch.linspace(total - 1, 0, steps, dtype=torch.float64)))
+    total = _check(schedule, steps, skip_last)
+    clocks = torch.linspace(total - 1, 0, steps + skip_last, dtype=torch.float64)[:steps]
+    return _of_clocks(schedule, _half_even(clocks) if rounded else clocks, end)
 
 
 def quadratic(schedule: Schedule, steps: int) -> Grid:

@@ -117,7 +117,7 @@ class Draw:
         BadArgument: a seed outside its range.
     """
 
-    _streams = ("time", "noise", "dropout", "augment")
+    _streams = ("time", "noise", "dropout", "augment", "image", "image_time")
 
     def __init__(self, seed: int, update: int, places: Sequence[int]) -> None:
         if not 0 <= seed < 2**63:
@@ -126,17 +126,19 @@ class Draw:
         self._source = _Rekeyed()
 
     def _rows(self, stream: str, place: int) -> np.random.Generator:
-        # the image word carries the place and the stream; training's top bit keeps it apart from sampling's keys
-        return self._source.at(self.seed + 2**63, place * len(self._streams) + self._streams.index(stream), self.update)
+        # the image word carries the place and the stream, in banks of four; training's top bit of the seed keeps it
+        # apart from sampling's keys
+        bank, index = divmod(self._streams.index(stream), 4)
+        return self._source.at(self.seed + 2**63, bank * 2**62 + place * 4 + index, self.update)
 
     def uniform(self, stream: str = "time", count: int | None = None) -> Tensor:
-        """Uniform on [0, 1): (B,), or (B, count); float64. Streams: time, dropout, augment."""
+        """Uniform on [0, 1): (B,), or (B, count); float64. Streams: time, dropout, augment, image_time."""
         rows = [self._rows(stream, p).random(count) for p in self.places]
         return torch.as_tensor(np.array(rows), dtype=torch.float64)
 
-    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Unit normal of the shape (B, ...), from the stream "noise"; one row a place."""
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, stream: str = "noise") -> Tensor:
+        """Unit normal of the shape (B, ...), one row a place. Streams: noise, image (an image condition's)."""
         if len(self.places) != shape[0]:
             raise BadShape(f"noise: got {len(self.places)} places for {shape[0]} rows; give one place a row")
-        rows = [self._rows("noise", p).standard_normal(tuple(shape[1:])) for p in self.places]
+        rows = [self._rows(stream, p).standard_normal(tuple(shape[1:])) for p in self.places]
         return torch.from_numpy(np.stack(rows)).to(dtype)

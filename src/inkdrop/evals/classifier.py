@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from inkdrop.bundle import write_folder
 from inkdrop.core.check import check_state
 from inkdrop.core.dataset import Data
 from inkdrop.data.fetch import cache_folder
 from inkdrop.errors import BadArgument, BadData, BadShape, Diverged
 from inkdrop.evals.convnet import ConvNet
 from inkdrop.evals.stream import Progress, chunk_rows, chunks
+from inkdrop.files import write_folder
 
 __all__ = ["Classifier", "classifier"]
 

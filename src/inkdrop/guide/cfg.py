@@ -95,14 +95,20 @@ def guided(sampling: Sampling, weight: Strength, negative: int | Cond | None = N
 def _other(cond: Cond, negative: int | Cond | None) -> Cond:
     """The condition to steer away from: null, or the negative one."""
     if negative is None:
-        return cond.null()
+        return _null(cond)
     if isinstance(negative, Cond):
         return negative.take([0] * len(cond)) if len(negative) == 1 else negative
     if cond.label is None:
         raise BadArgument(f"cfg negative: got class {negative}, but the condition has no class; leave it out")
-    null = cond.null()
+    null = _null(cond)
     nulls = {name: rows for name, rows in null.nulls.items() if name != "label"}
     return dataclasses.replace(null, label=torch.full_like(cond.label, negative), nulls=nulls)
+
+
+def _null(cond: Cond) -> Cond:
+    """Without class, attributes and text; a picture stays, for both branches start from it."""
+    dropped = [name for name in cond.present if name != "image"]
+    return cond.null(only=dropped) if dropped else cond.null()
 
 
 def _both(ask: Ask, other: Cond) -> Ask:

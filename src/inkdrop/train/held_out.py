@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inkdrop.core.dataset import Data
 from inkdrop.core.noise import Draw
 from inkdrop.denoiser import Denoiser
+from inkdrop.train.feed import Feed
 
 __all__ = ["BANDS", "held_out_loss"]
 
@@ -38,7 +38,7 @@ class _FixedDraw(Draw):
 def held_out_loss(
     denoiser: Denoiser,
     loss: Callable[..., dict[str, Tensor]],
-    data: Data,
+    feed: Feed,
     *,
     seed: int,
     device: torch.device,
@@ -49,7 +49,7 @@ def held_out_loss(
     Args:
         denoiser: in evaluation mode.
         loss: f(denoiser, x0, cond, draw) -> {"loss": (B,)}.
-        data: the first `count` samples of it are used.
+        feed: the first `count` of its held-out samples are used.
         seed: of the noise.
         device: where the net is.
         count: at most so many samples, at once.
@@ -58,11 +58,12 @@ def held_out_loss(
         "samples", and if there are at least BANDS of them "loss" and "bands": one number for each fifth of the
         schedule's time, from clean to noise.
     """
-    n = min(count, len(data))
+    n = min(count, len(feed.held_out))
     if n < BANDS:
         return {"samples": n}
-    x0, cond = data.take(list(range(n)))
+    draw = _FixedDraw(seed, n)
+    x0, cond = feed.take(range(n), draw, denoiser.schedule, held_out=True)
     cond = None if cond is None else cond.to(device)
-    losses = loss(denoiser, x0.to(device), cond, _FixedDraw(seed, n))["loss"]
+    losses = loss(denoiser, x0.to(device), cond, draw)["loss"]
     bands = [float(losses[i::BANDS].mean()) for i in range(BANDS)]
     return {"samples": n, "loss": float(losses.mean()), "bands": bands}

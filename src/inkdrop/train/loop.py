@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inkdrop.bundle import Bundle, checkpoints, locate
 from inkdrop.errors import BadArgument, BadCheckpoint
-from inkdrop.find import find, knobs
+from inkdrop.find import Part, find, knobs
 from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
 from inkdrop.train.record import describe_run, write_atomically
 from inkdrop.train.trainer import Heard, Trainer, silent
@@ -35,7 +35,9 @@ def choose(
     if not isinstance(recipe, Recipe) and not trust:
         refuse_foreign_code(dump(made), Path(recipe))
     if data is not None:
-        if "data" not in knobs(find("data", made.data.name)):
+        if made.data is None:
+            made = replace(made, data=Part("folder"))
+        if made.data is not None and "data" not in knobs(find("data", made.data.name)):
             raise BadArgument(
                 f"--data: got {data}, but the data set {made.data.name} takes none; "
                 f"try: inkdrop train folder --data {data}"

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from inkdrop import picture
-from inkdrop.bundle import Bundle, checkpoints, load_weights, read_manifest, remove_folder, save
+from inkdrop.bundle import Bundle, checkpoints, read_manifest, save
 from inkdrop.core.noise import Draw
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadCheckpoint, Diverged, InkdropWarning
+from inkdrop.files import load_weights, remove_folder
 from inkdrop.find import check_knobs, find
 from inkdrop.generate import sample, steps
-from inkdrop.recipe import Recipe, denoiser_of, open_data
+from inkdrop.recipe import Recipe, denoiser_of
 from inkdrop.train.ema import Ema
+from inkdrop.train.feed import Feed
 from inkdrop.train.held_out import held_out_loss
 from inkdrop.train.interrupt import hold_interrupts
 from inkdrop.train.order import learning_rate, rows_of
@@ -52,11 +54,10 @@ class Trainer:
         self.recipe, self.heard = recipe, heard
         self.out = Path() if out is None else out
         self.device = device_of(device)
-        self.data, self.held_out = open_data(recipe.data, "train"), open_data(recipe.data, "test")
-        if not len(self.data):
-            raise BadArgument(f"train: {self.data.source} holds no samples")
+        self.feed = Feed(recipe, self.device)
+        self.data, self.held_out = self.feed.data, self.feed.held_out
         torch.manual_seed(recipe.train.seed)
-        self.denoiser = denoiser_of(recipe, self.data.shape, len(self.data.classes)).to(self.device)
+        self.denoiser = denoiser_of(recipe, self.feed.shape, self.feed.terms).to(self.device)
         function = find("losses", recipe.loss.name)
         knobs = check_knobs(recipe.loss.name, function, recipe.loss.knobs)
         self.loss: Callable[..., dict[str, Tensor]] = lambda *args: function(*args, **knobs)
@@ -75,16 +76,18 @@ class Trainer:
     def _try(self) -> None:
         """One loss and two questions of the plan: what they refuse is refused before anything is trained or written."""
         self.losses(range(1))
-        for _ in itertools.islice(steps(self.bundle(), 1), 2):
+        told = self.feed.told(1)
+        for _ in itertools.islice(steps(self.bundle(), 1, image=told.image, mask=told.mask), 2):
             pass
 
     def losses(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The loss terms of these samples at this update's randomness, each (B,), with their graph."""
         train = self.recipe.train
-        x0, cond = self.data.take(rows)
         draw = Draw(train.seed, self.update, range(len(rows)))
-        if cond is not None and train.null_rate:
-            cond = cond.null(draw.uniform("dropout") < train.null_rate)
+        x0, cond = self.feed.take(rows, draw, self.denoiser.schedule)
+        dropped = [] if cond is None else [name for name in cond.present if name != "image"]
+        if cond is not None and dropped and train.null_rate:
+            cond = cond.null(draw.uniform("dropout") < train.null_rate, only=dropped)
         self.denoiser.train()
         return self.loss(self.denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
 
@@ -127,16 +130,18 @@ class Trainer:
         }
         net = self.denoiser
         averaged = Denoiser(self.ema.net, net.schedule, net.target, net.clock, net.scale_in)
-        return Bundle(self.recipe, averaged, self.data.shape, self.data.classes, self.data.levels, card)
+        bundle = Bundle(self.recipe, averaged, self.data.shape, self.data.classes, self.data.levels, card)
+        return self.feed.given_to(bundle)
 
     def held_out_loss(self, count: int = 256) -> dict[str, Any]:
         """The averaged net's loss on held-out data, whole and in bands of time, on fixed noise: see held_out.py."""
         net, seed = self.bundle().denoiser, self.recipe.train.seed
-        return held_out_loss(net, self.loss, self.held_out, seed=seed, device=self.device, count=count)
+        return held_out_loss(net, self.loss, self.feed, seed=seed, device=self.device, count=count)
 
     def preview(self, count: int = 16) -> Tensor:
         """Samples of the averaged model from noise that is the same at every call, (count, C, *S)."""
-        return sample(self.bundle(), count, seed=self.recipe.train.seed)
+        told = self.feed.told(count)
+        return sample(self.bundle(), count, seed=self.recipe.train.seed, image=told.image, mask=told.mask)
 
     def save(self) -> Path:
         """Write a checkpoint of everything, and drop the oldest beyond `keep`."""

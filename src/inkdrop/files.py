@@ -1,0 +1,123 @@
+"""Files: folders written whole or not at all and known by their hashes; safetensors and JSON, never pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
+
+__all__ = ["Writer", "load_weights", "own_sha256", "remove_folder", "sha256", "tensors", "write_folder", "write_json"]
+
+Writer = Callable[[Path], None]
+"""Writes the file at the path that it is given."""
+
+
+def write_folder(path: Path, writers: Mapping[str, Writer]) -> None:
+    """Write a folder whole or not at all.
+
+    Args:
+        path: the final name; must not exist.
+        writers: file name -> function that writes the file at the path it is given.
+
+    Raises:
+        BadArgument: the folder exists, or cannot be written (disk full, no permission); nothing is left behind.
+    """
+    if path.exists():
+        raise BadArgument(f"{path}: exists already; choose another name")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        for name, write in writers.items():
+            write(part / name)
+            _flush(part / name)
+        _flush(part)
+        part.rename(path)
+        _flush(path.parent)
+    except InkdropError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    except Exception as error:  # safetensors has its own error for a full disk
+        shutil.rmtree(part, ignore_errors=True)
+        raise BadArgument(
+            f"{path}: cannot be written ({_reason(error)}); free some space or choose another place"
+        ) from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that nothing is under its name at once, and a kill on the way leaves only a hidden rest."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    path.rename(part)
+    shutil.rmtree(part)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+
+
+def _flush(path: Path) -> None:
+    """Force a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors(state: Mapping[str, Tensor]) -> Writer:
+    """A writer of tensors as safetensors.
+
+    Raises:
+        BadArgument: one of them is not finite.
+    """
+    from safetensors.torch import save_file
+
+    whole = {name: t.detach().cpu().contiguous() for name, t in state.items()}
+    bad = [name for name, t in whole.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if bad:
+        raise BadArgument(f"checkpoint: {bad[0]} is not finite; nothing was saved")
+    return lambda path: save_file(whole, path)
+
+
+def own_sha256(record: Mapping[str, Any]) -> str:
+    """The hash of a manifest's content, so that a byte that flipped in it is noticed too."""
+    content = json.dumps({name: value for name, value in record.items() if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write plain JSON; a number that is not finite is refused."""
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_weights(net: nn.Module, file: Path) -> None:
+    """Fill a net from a safetensors file, every key used and none left over.
+
+    Raises:
+        BadCheckpoint: the file cannot be read, or does not fit this net.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        net.load_state_dict(load_file(file))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise BadCheckpoint(f"{file}: does not fit this net ({str(error).splitlines()[-1].strip()})") from None

@@ -1,0 +1,159 @@
+"""Feed: what an update is made of: samples, the conditions that come with them, and what is made of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from inkdrop.bundle import Bundle, pair_of, terms_of
+from inkdrop.codec import Codec
+from inkdrop.condition import Told
+from inkdrop.core.cond import Cond, Terms
+from inkdrop.core.dataset import Data
+from inkdrop.core.forward import diffuse
+from inkdrop.core.noise import Draw
+from inkdrop.core.schedule import Schedule
+from inkdrop.errors import BadArgument
+from inkdrop.model import Examples
+from inkdrop.reader import Reader, reader_of
+from inkdrop.recipe import Recipe, open_data
+
+__all__ = ["Feed"]
+
+EXAMPLES = 16
+"""How many held-out captions and attributes a model keeps, to be sampled with unless it is told others."""
+
+
+class Feed:
+    """The data of a recipe in both splits, how they are read, and the batches that are made of them.
+
+    Args:
+        recipe: names the data, how captions are read, how image conditions are made, and the codec.
+        device: where the codec encodes.
+
+    Attributes:
+        data: the training split as samples.
+        held_out: the test split as samples.
+        reader: of captions; None where none are read.
+        codec: the autoencoder in whose latents the model works; None for the samples themselves.
+        pair: how image conditions are made; None where there are none.
+        terms: how much of each condition there is.
+        shape: (C, *S) of what is noised.
+
+    Raises:
+        BadArgument: a recipe that reads captions of data that have none, or augments images that it does not have.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe = recipe
+        self.data, self.held_out = open_data(recipe.data, "train"), open_data(recipe.data, "test")
+        if not len(self.data):
+            raise BadArgument(f"train: {self.data.source} holds no samples")
+        self.reader: Reader | None = None
+        if recipe.text is not None:
+            self.reader = reader_of(recipe.text, [text for text in self._texts(self.data) if text])
+        self.pair = pair_of(recipe, self.data.shape)
+        if self.pair is None and recipe.train.augment:
+            raise BadArgument(f"train.augment: got {recipe.train.augment:g}, but there is no image condition to noise")
+        self.codec: Codec | None = None
+        self._states: dict[int, Data] = {}
+        if recipe.codec is not None:
+            from inkdrop.codec import Latents, load_codec
+
+            self.codec = load_codec(recipe.codec, device=str(device))
+            self._states = {id(data): Latents(data, self.codec) for data in (self.data, self.held_out)}
+        self.shape: tuple[int, ...] = self._state(self.data).shape
+        attributes = len(getattr(self.data, "attributes", ()))
+        self.terms: Terms = terms_of(len(self.data.classes), attributes, self.reader, self.pair)
+
+    def _state(self, data: Data) -> Data:
+        """The data as what is noised: their latents where there is a codec."""
+        return self._states.get(id(data), data)
+
+    @staticmethod
+    def _texts(data: Data) -> Sequence[str | None]:
+        texts: Sequence[str | None] | None = getattr(data, "texts", None)
+        if texts is None:
+            raise BadArgument(f"text: {data.source} has no captions to read; leave text out (--set text=none)")
+        return texts
+
+    def take(
+        self, rows: Sequence[int], draw: Draw, schedule: Schedule, *, held_out: bool = False
+    ) -> tuple[Tensor, Cond | None]:
+        """What is noised (B, C, *S) and its conditions, none of them dropped.
+
+        Args:
+            rows: which samples.
+            draw: the randomness of image conditions.
+            schedule: on which image conditions are noised, where they are.
+            held_out: of the test split rather than the training split.
+        """
+        data = self.held_out if held_out else self.data
+        x0, cond = self._state(data).take(rows)
+        if self.reader is not None:
+            cond = self._read(cond, [self._texts(data)[row] for row in rows])
+        if self.pair is not None:
+            cond = self._pictured(cond, x0 if self.codec is None else data.take(rows)[0], draw, schedule)
+        return x0, cond
+
+    def _read(self, cond: Cond | None, texts: Sequence[str | None]) -> Cond:
+        """The condition with captions; rows without one are null."""
+        if self.reader is None:
+            raise BadArgument("text: there is no reader")
+        tokens, mask = self.reader([text or "" for text in texts])
+        none = torch.tensor([text is None for text in texts])
+        nulls = {} if cond is None else cond.nulls
+        nulls = {**nulls, "text": none} if bool(none.any()) else nulls
+        return replace(cond or Cond(), text=tokens, text_mask=mask, nulls=nulls)
+
+    def _pictured(self, cond: Cond | None, pictures: Tensor, draw: Draw, schedule: Schedule) -> Cond:
+        """The condition with the image that is made of each picture, noised a little where the recipe says so."""
+        if self.pair is None:
+            raise BadArgument("image: there is no image condition")
+        image, most = self.pair.make(pictures, draw), self.recipe.train.augment
+        if not most:
+            return replace(cond or Cond(), image=image)
+        t = draw.uniform("image_time") * most
+        noise = draw.normal(image.shape, image.dtype, "image")
+        level = schedule(t.clamp(min=schedule.least))
+        noised = torch.where((t < schedule.least).reshape(-1, 1, 1, 1), image, diffuse(image, noise, level))
+        return replace(cond or Cond(), image=noised, image_t=t.float())
+
+    def examples(self) -> Examples:
+        """Captions and attributes of the first held-out samples."""
+        rows = range(min(EXAMPLES, len(self.held_out) or len(self.data)))
+        data = self.held_out if len(self.held_out) else self.data
+        texts = [] if self.reader is None else [self._texts(data)[row] for row in rows]
+        vec = None
+        if self.terms.attributes:
+            told = data.take(rows)[1]
+            vec = None if told is None else told.vec
+        return Examples(
+            tuple(text for text in texts if text is not None),
+            () if vec is None else tuple(tuple(row) for row in vec.tolist()),
+        )
+
+    def pictures(self, count: int) -> Tensor | None:
+        """Held-out pictures for previews of a model that starts from one, (count, C, H, W); None where it does not."""
+        if self.pair is None:
+            return None
+        data = self.held_out if len(self.held_out) else self.data
+        return data.take([i % len(data) for i in range(count)])[0]
+
+    def told(self, count: int) -> Told:
+        """What a preview says besides the model's own examples: pictures, with the middle of each to be filled in."""
+        image = self.pictures(count)
+        mask = None
+        if image is not None and self.pair is not None and self.pair.masked:
+            high, wide = image.shape[-2:]
+            mask = torch.ones(count, 1, high, wide, dtype=torch.bool)
+            mask[..., high // 4 : high - high // 4, wide // 4 : wide - wide // 4] = False
+        return Told(image=image, mask=mask)
+
+    def given_to(self, bundle: Bundle) -> Bundle:
+        """The bundle with what this feed knows of conditions."""
+        names: tuple[str, ...] = getattr(self.data, "attributes", ())
+        return replace(bundle, attributes=names, reader=self.reader, codec=self.codec, examples=self.examples())
