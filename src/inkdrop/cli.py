@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -13,6 +14,7 @@ from inkdrop import __version__
 from inkdrop.cli_edit import edit
 from inkdrop.errors import Busy, Cancelled, InkdropError
 from inkdrop.options import (
+    Attribute,
     Checkpoint,
     Clip,
     Combine,
@@ -29,6 +31,7 @@ from inkdrop.options import (
     Seed,
     Set,
     Steps,
+    Text,
     Trust,
     Weak,
     Weights,
@@ -91,6 +94,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (inkdrop list recipes), or a recipe.json.")],
     data: Annotated[Path | None, typer.Option(help="Your data: a folder, a .zip, or IDX files.")] = None,
     out: Out = None,
+    codec: Annotated[Path | None, typer.Option(help="A trained autoencoder's folder: train in its latents.")] = None,
     settings: Set = None,
     max_steps: MaxSteps = None,
     max_time: MaxTime = None,
@@ -109,6 +113,7 @@ def train(
     from inkdrop.train.loop import choose, fit
 
     made = choose(recipe, data=data, settings=settings or (), trust=trust)
+    made = made if codec is None else replace(made, codec=str(codec.resolve()))
     if dry_run:
         return print_dry_run(made, look(made, device))
     target = out or Path("runs") / Path(recipe).stem
@@ -165,6 +170,14 @@ def sample(
     label: Annotated[
         list[str] | None, typer.Option("--class", help="Class number or name; repeatable: in turn.")
     ] = None,
+    text: Text = None,
+    attribute: Attribute = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Picture to start from; repeatable: in turn. For models that take one.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where the picture is kept, to fill the rest.")
+    ] = None,
     sampler: Sampler = None,
     steps: Steps = None,
     grid: GridName = None,
@@ -189,6 +202,7 @@ def sample(
     samples.npy in their place where they are no pictures.
     """
     from inkdrop import jobs
+    from inkdrop.said import Said, told_of
     from inkdrop.screen import Screen
 
     bundle = jobs.open_bundle(checkpoint, weights, trust, device, weak, classifier)
@@ -197,10 +211,12 @@ def sample(
     bundle = jobs.with_plan(bundle, changes, settings or ())
     target = out or Path("samples")
     jobs.refuse_folder(target, overwrite)
+    said = Said(label, text, attribute, image, mask)
+    told = told_of(bundle, said, n)
     with Screen() as screen:
         used = bundle.recipe.train.seed if seed is None else seed
-        x = jobs.draw(bundle, n, used, label, screen)
-    jobs.write_samples(x, target, bundle, used, label, overwrite)
+        x = jobs.draw(bundle, n, used, told, screen)
+    jobs.write_samples(x, target, bundle, used, said, overwrite)
     typer.echo(f"samples: {target}/grid.png")
 
 

@@ -27,6 +27,7 @@ from inkdrop.inputs import read_array, read_picture
 from inkdrop.inversion import PARTNERS
 from inkdrop.options import Options
 from inkdrop.recipe import dump
+from inkdrop.said import each
 from inkdrop.screen import Screen
 from inkdrop.session import open_session
 
@@ -93,8 +94,6 @@ class Desk:
         data = self.bundle.recipe.data
         knobs = {} if data is None else data.knobs
         background: Literal["white", "black"] = knobs.get("background", "white")  # as its own data were read
-            "white" if data is None else data.knobs.get("background", "white")
-        )  # as its own data were read
         return torch.stack([read_picture(path, shape, background) for path in paths])
 
     def read_mask(self, keep: Path | None, repaint: Path | None) -> Tensor:
@@ -148,7 +147,8 @@ class Desk:
         knobs = {name: value for name, value in knobs.items() if value is not None}
         self.record["knobs"] |= knobs
         rows = next((len(x) for x in given if isinstance(x, Tensor)), 1)
-        how = {"seed": self.seed, "label": jobs.each_label(label or self.options.label, rows)}
+        how = {"seed": self.seed, "label": each(label or self.options.label, rows)}
+        how["text"] = each(self.options.text, rows)
         total = self._rows(verb, given, {**knobs, **how})
 
         with Screen() as screen:
@@ -262,9 +262,14 @@ class Desk:
 
     def _write_record(self, inputs: Sequence[Path | None], count: int) -> Callable[[Path], Any]:
         """A writer of edit.json: how the results were made."""
-        labels = jobs.each_label(self.options.label, count)
+        labels = each(self.options.label, count)
         told = open_session(
-            self.bundle, torch.zeros(count, *self.bundle.shape), self.verb, label=labels, guidance=self.options.guidance
+            self.bundle,
+            torch.zeros(count, *self.bundle.shape),
+            self.verb,
+            label=labels,
+            text=each(self.options.text, count),
+            guidance=self.options.guidance,
         )
         classes = labels_of(labels, count, self.bundle.classes) if labels else None
         files = [path for path in inputs if path is not None]
@@ -273,6 +278,7 @@ class Desk:
             **self.record,
             "inputs": [{"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in files],
             "seed": self.seed,
+            "texts": self.options.text or None,
             "classes": None if classes is None else [self.bundle.classes[i] for i in classes.tolist()],
             "plan": dump(replace(self.bundle.recipe, plan=told.plan))["plan"],
             "card": self.bundle.card,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from inkdrop.data.images import Channels, decode, is_image, is_raw, recolour, scaled
 from inkdrop.errors import BadData, InkdropWarning
 
-__all__ = ["read_array", "read_picture"]
+__all__ = ["read_array", "read_picture", "read_sized"]
 
 CHANNELS: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 
@@ -47,6 +48,12 @@ def read_picture(path: Path, shape: tuple[int, ...], background: Literal["white"
     elif header.bands != channels:
         raise BadData(f"{path}: has {header.bands} channels, need {channels}")
     return torch.from_numpy(np.moveaxis(scaled(pixels), 2, 0).copy())
+
+
+def read_sized(path: Path, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """A picture of one of several sizes, as `read_picture` reads it; the first is meant where none fits."""
+    sides = [(header.height, header.width) for header in [decode(_bytes(path), str(path))[0]]] if path.is_file() else []
+    return read_picture(path, next((shape for shape in shapes if shape[1:] in sides), shapes[0]))
 
 
 def read_array(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,16 +17,17 @@ from torch import Tensor
 from inkdrop import picture
 from inkdrop.bundle import Bundle, load
 from inkdrop.classifier import load_classifier, with_parts
-from inkdrop.condition import labels_of
+from inkdrop.condition import Told, labels_of
 from inkdrop.core.ask import Belief
 from inkdrop.core.dataset import Data
 from inkdrop.drive import Step, watch
 from inkdrop.errors import BadArgument
 from inkdrop.files import write_folder
-from inkdrop.find import check_knobs, names, parse
+from inkdrop.find import Part, check_knobs, names, parse
 from inkdrop.generate import evaluating, plan_of, sample
 from inkdrop.plan import change, grid_of, needs_of, sampling
 from inkdrop.recipe import dump, open_data, set_knobs
+from inkdrop.said import Said, each, told_by
 from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import device_of
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = [
     "asks_of",
     "draw",
-    "each_label",
     "likelihood_of",
     "open_bundle",
     "refuse_file",
@@ -118,17 +118,11 @@ def asks_of(bundle: Bundle) -> int:
     return sum(1 for _ in watch(work, lambda ask: Belief(nothing, nothing, nothing))) - 1
 
 
-def each_label(label: Sequence[str] | None, count: int) -> list[str] | None:
-    """One label an image from a few labels, in turn."""
-    return None if not label else [label[i % len(label)] for i in range(count)]
-
-
-def draw(bundle: Bundle, count: int, seed: int, label: Sequence[str] | None, screen: Screen) -> Tensor:
-    """Samples with a progress bar; the given classes in turn."""
+def draw(bundle: Bundle, count: int, seed: int, told: Told, screen: Screen) -> Tensor:
+    """Samples with a progress bar."""
     heard = screen.sampling(count, asks_of(bundle))
-    return sample(
-        bundle, count, seed=seed, label=each_label(label, count), on_step=lambda done, step: heard(done, step)
-    )
+    how: dict[str, Any] = vars(told)
+    return sample(bundle, count, seed=seed, on_step=lambda done, step: heard(done, step), **how)
 
 
 def refuse_file(path: Path) -> None:
@@ -166,20 +160,21 @@ def refuse_folder(path: Path, overwrite: bool, record: str = "sample.json") -> N
         )
 
 
-def write_samples(
-    x: Tensor, path: Path, bundle: Bundle, seed: int, label: Sequence[str] | None, overwrite: bool
-) -> None:
+def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, overwrite: bool) -> None:
     """Write samples as a new folder, whole or not at all.
 
     grid.png where they can be drawn; one PNG a sample where they are pictures, else samples.npy (float32, in the range
     of the data); sample.json with how they were made.
     """
     refuse_folder(path, overwrite)
-    labels = labels_of(each_label(label, len(x)), len(x), bundle.classes)
+    labels = labels_of(each(said.label, len(x)), len(x), bundle.classes)
     record = {
         "seed": seed,
         "count": len(x),
         "classes": None if labels is None else [bundle.classes[i] for i in labels.tolist()],
+        "texts": None if bundle.reader is None else each(said.text or bundle.examples.texts, len(x)),
+        "attributes": list(said.attribute or ()),
+        "images": [str(path) for path in said.image or ()],
         "plan": dump(bundle.recipe)["plan"],
         "card": bundle.card,
     }
@@ -214,7 +209,8 @@ def _split(bundle: Bundle, data: Path | None, split: str) -> Data:
     """A split of the model's data, from where they are now."""
     part = bundle.recipe.data
     if data is not None:
-        part = set_knobs(bundle.recipe, [f"data.data={json.dumps(str(data))}"]).data
+        known = bundle.recipe if part is not None else replace(bundle.recipe, data=Part("folder"))
+        part = set_knobs(known, [f"data.data={json.dumps(str(data))}"]).data
     found = open_data(part, split)
     if found.shape != bundle.shape:
         raise BadArgument(f"eval: the data have shape {found.shape}, but the model makes {bundle.shape}")
@@ -307,7 +303,8 @@ def score_bundle(
             def heard(_: int, step: Step, done: int = start) -> None:
                 show(done, step)
 
-            x = sample(bundle, len(rows), seed=seed, first=start, label=label, batch=batch, on_step=heard)
+            told: dict[str, Any] = vars(told_by(bundle, test, rows, label))
+            x = sample(bundle, len(rows), seed=seed, first=start, batch=batch, on_step=heard, **told)
             outside.append(float((x.abs() > 1).float().mean()))
             yield x.clamp(-1, 1)
 

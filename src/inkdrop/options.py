@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 import typer
 
 __all__ = [
+    "Attribute",
     "Checkpoint",
     "Clip",
     "Combine",
@@ -28,6 +29,7 @@ __all__ = [
     "Seed",
     "Set",
     "Steps",
+    "Text",
     "Trust",
     "Weak",
     "Weights",
@@ -59,12 +61,17 @@ Seed = Annotated[int | None, typer.Option(help="Seed; image i of a seed is the s
 Trust = Annotated[bool, typer.Option("--trust", help="Allow its files to import code from outside inkdrop.")]
 
 
+Text = Annotated[list[str] | None, typer.Option(help="What to draw; repeatable: in turn. For models that read.")]
+Attribute = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A continuous attribute; repeatable.")]
+
+
 class Options(NamedTuple):
     """What every editing command takes: how to sample, and where to write."""
 
     label: Annotated[
         list[str] | None, typer.Option("--class", help="Class number or name; repeatable: in turn. Default: none.")
     ] = None
+    text: Text = None
     sampler: Sampler = None
     steps: Steps = None
     grid: GridName = None

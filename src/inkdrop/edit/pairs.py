@@ -18,7 +18,7 @@ from inkdrop.core.noise import Draw
 from inkdrop.edit.operators import LUMA
 from inkdrop.errors import BadArgument, BadShape
 
-__all__ = ["Pair", "gray", "hole", "lowres"]
+__all__ = ["Pair", "gray", "hole", "lowres", "middle_hole"]
 
 
 class Pair(NamedTuple):
@@ -133,6 +133,14 @@ def hole(shape: tuple[int, ...], *, least: float = 0.25, most: float = 0.75) -> 
         return cut(pictures, masks.to(pictures.device))
 
     return Pair(channels + 1, (channels, height, width), make, given, masked=True)
+
+
+def middle_hole(count: int, shape: tuple[int, ...]) -> Tensor:
+    """Masks (count, 1, H, W) bool that keep all but the middle half of each side, for previews and scores."""
+    high, wide = shape[1:]
+    mask = torch.ones(count, 1, high, wide, dtype=torch.bool)
+    mask[..., high // 4 : high - high // 4, wide // 4 : wide - wide // 4] = False
+    return mask
 
 
 def _picture(shape: tuple[int, ...], what: str) -> tuple[int, int, int]:

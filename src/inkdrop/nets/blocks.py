@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from inkdrop.errors import BadArgument
 
-__all__ = ["Down", "ResBlock", "SelfAttention", "Up", "attend", "groups", "norm", "zeroed"]
+__all__ = ["EPS", "Down", "ResBlock", "SelfAttention", "Up", "attend", "check_heads", "groups", "norm", "zeroed"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-_EPS = 1e-6
+EPS = 1e-6
 """Added to the variance in group normalisation; DDPM's value (and its ports')."""
 
 _PLAIN_TOKENS = 1024
@@ -69,12 +69,22 @@ def groups(channels: int) -> int:
     return max(n for n in range(1, max(1, min(32, channels // 4)) + 1) if channels % n == 0)
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with `groups(channels)` groups and DDPM's eps, 1e-6.
+def norm(channels: int, count: int | None = None, eps: float = EPS) -> nn.GroupNorm:
+    """Group normalisation over `count` groups; `groups(channels)` of them if None.
+
+    Args:
+        channels: at least 1.
+        count: how many groups, a divisor of channels.
+        eps: what is added to the variance, > 0.
+
+    Raises:
+        BadArgument: count does not divide the channels.
 
     Reference: Wu & He 2018.
     """
-    return nn.GroupNorm(groups(channels), channels, eps=_EPS)
+    if count is not None and (count < 1 or channels % count):
+        raise BadArgument(f"norm_groups: got {count}, need a divisor of {channels} channels")
+    return nn.GroupNorm(groups(channels) if count is None else count, channels, eps=eps)
 
 
 def zeroed(layer: Layer) -> Layer:
@@ -95,30 +105,52 @@ class ResBlock(nn.Module):
     and y = shortcut(x) + conv2(dropout(silu(h))), the shortcut a 1×1 convolution where the widths differ. conv2
     starts at zero, so that the block starts as its shortcut.
 
+    A block that resamples (ADM) changes the size of silu(norm1(x)) before conv1, and of x before the shortcut: down
+    by the mean over 2×2 pixels (over those that there are, at an odd edge), up by nearest neighbour.
+
     Args:
         inp: channels in.
         out: channels out.
         context: numbers of the context vector.
         dropout: the probability of dropping a value, in [0, 1).
         scale_shift: scale-shift (ADM) rather than added (DDPM).
+        resample: "down" to half the size (rounded up), "up" to a given size; None keeps it.
+        norm_groups: of both norms, see `norm`.
+        norm_eps: of both norms.
 
-    Reference: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, eq. 1.
+    Reference: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, eq. 1 and §3 (resampling, after BigGAN).
     """
 
-    def __init__(self, inp: int, out: int, context: int, *, dropout: float = 0.0, scale_shift: bool = True) -> None:
+    def __init__(
+        self,
+        inp: int,
+        out: int,
+        context: int,
+        *,
+        dropout: float = 0.0,
+        scale_shift: bool = True,
+        resample: Literal["down", "up"] | None = None,
+        norm_groups: int | None = None,
+        norm_eps: float = EPS,
+    ) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
-        self.norm1 = norm(inp)
+        self.scale_shift, self.resample = scale_shift, resample
+        self.norm1 = norm(inp, norm_groups, norm_eps)
         self.conv1 = nn.Conv2d(inp, out, 3, padding=1)
         self.project = nn.Linear(context, 2 * out if scale_shift else out)
-        self.norm2 = norm(out)
+        self.norm2 = norm(out, norm_groups, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.shortcut = nn.Identity() if inp == out else nn.Conv2d(inp, out, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, inp, H, W), context (B, context) -> (B, out, H, W)."""
-        h = self.conv1(functional.silu(self.norm1(x)))
+    def forward(self, x: Tensor, context: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x (B, inp, H, W), context (B, context), `size` where it resamples up -> (B, out, H', W')."""
+        h = functional.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = (functional.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in (h, x))
+        elif self.resample == "up":
+            h, x = (functional.interpolate(part, size=size, mode="nearest") for part in (h, x))
+        h = self.conv1(h)
         e = self.project(functional.silu(context))[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
@@ -130,6 +162,18 @@ class ResBlock(nn.Module):
         return y
 
 
+def check_heads(channels: int, head_width: int | None) -> int:
+    """The channels of a head of attention: `head_width`, or all of them if None.
+
+    Raises:
+        BadArgument: head_width does not divide the channels.
+    """
+    width = channels if head_width is None else head_width
+    if width < 1 or channels % width:
+        raise BadArgument(f"attention head_width: got {head_width}, need a divisor of {channels} channels")
+    return width
+
+
 class SelfAttention(nn.Module):
     """Every pixel looks at every pixel: y = x + W_out·attend(q, k, v), [q, k, v] = W·norm(x) pixel by pixel.
 
@@ -138,19 +182,21 @@ class SelfAttention(nn.Module):
     Args:
         channels: C.
         head_width: channels a head, a divisor of C; None for a single head of C (DDPM).
+        norm_groups: of the norm, see `norm`; 0 for no norm.
+        norm_eps: of the norm.
 
     Raises:
-        BadArgument: head_width does not divide C.
+        BadArgument: head_width or norm_groups does not divide C.
 
     Reference: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, §3 (heads of 64 channels).
     """
 
-    def __init__(self, channels: int, *, head_width: int | None = None) -> None:
+    def __init__(
+        self, channels: int, *, head_width: int | None = None, norm_groups: int | None = None, norm_eps: float = EPS
+    ) -> None:
         super().__init__()
-        self.head_width = channels if head_width is None else head_width
-        if self.head_width < 1 or channels % self.head_width:
-            raise BadArgument(f"attention head_width: got {head_width}, need a divisor of {channels} channels")
-        self.norm = norm(channels)
+        self.head_width = check_heads(channels, head_width)
+        self.norm = nn.Identity() if norm_groups == 0 else norm(channels, norm_groups, norm_eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
 
@@ -172,16 +218,18 @@ class Down(nn.Module):
 
     Args:
         channels: C.
+        symmetric: pad every side by (1, 1), as Improved DDPM and Stable Diffusion do.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, symmetric: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.symmetric = symmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ⌈H/2⌉, ⌈W/2⌉)."""
         high, wide = x.shape[-2:]
-        y: Tensor = self.conv(functional.pad(x, (wide % 2, 1, high % 2, 1)))
+        y: Tensor = self.conv(x if self.symmetric else functional.pad(x, (wide % 2, 1, high % 2, 1)))
         return y
 
 

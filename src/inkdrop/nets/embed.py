@@ -12,7 +12,17 @@ from torch.nn import functional
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
 
-__all__ = ["AttributeEmbedding", "ClassEmbedding", "Context", "Fourier", "Sinusoid", "Wave", "check_input", "sinusoid"]
+__all__ = [
+    "AttributeEmbedding",
+    "ClassEmbedding",
+    "Context",
+    "Fourier",
+    "ImageCondition",
+    "Sinusoid",
+    "Wave",
+    "check_input",
+    "sinusoid",
+]
 
 Wave: TypeAlias = Literal["sinusoidal", "fourier"]
 
@@ -208,6 +218,10 @@ class Context(nn.Module):
             raise BadArgument(f"net embedding: got {embedding!r}, need 'sinusoidal' or 'fourier'")
         if embedding == "sinusoidal" and fourier_scale is not None:
             raise BadArgument(f"net fourier_scale: got {fourier_scale} with embedding 'sinusoidal'; try 'fourier'")
+        if embedding == "fourier" and (shift != 1 or cos_first):
+            raise BadArgument(
+                f"net shift, cos_first: got {shift}, {cos_first} with embedding 'fourier'; try 'sinusoidal'"
+            )
         scale = 16.0 if fourier_scale is None else fourier_scale
         wave = Sinusoid(width, shift=shift, cos_first=cos_first)
         self.wave = wave if embedding == "sinusoidal" else Fourier(width, scale)
@@ -248,8 +262,7 @@ class Context(nn.Module):
             if part is not None:
                 context = context + part(cond, rows)
         if self.augment is not None:
-            noised = clock.new_zeros(rows) if cond is None or cond.image_t is None else cond.image_t
-            context = context + self.augment((1000 * noised).to(context.dtype))
+            context = context + self.augment(_noised(cond, clock).to(context.dtype))
         return context
 
     def _check(self, cond: Cond | None, rows: int) -> None:
@@ -266,6 +279,45 @@ class Context(nn.Module):
             )
         if len(cond) != rows:
             raise BadShape(f"net cond: got {len(cond)} rows, need {rows}, one for each row of x")
+
+
+def _noised(cond: Cond | None, clock: Tensor) -> Tensor:
+    """1000·image_t as (B,) in the clock's dtype; 0 where the image is clean, null or not there."""
+    if cond is None or cond.image_t is None:
+        return torch.zeros_like(clock)
+    return torch.where(cond.null_rows("image"), 0, 1000 * cond.image_t).to(clock.dtype)
+
+
+class ImageCondition(nn.Module):
+    """An image that is joined to x along the channels, and a learned colour for rows without one.
+
+    Args:
+        channels: C' of the condition, at least 1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, cond: Cond | None, x: Tensor) -> Tensor:
+        """The condition of x (B, C, H, W) at its size and in its dtype: (B, C', H, W).
+
+        An image of another size is resized bilinearly, half-pixel centres. A null row, or every row where cond has no
+        image, is the null in every pixel.
+
+        Raises:
+            BadShape: the image is not (B, C', h, w).
+        """
+        null = self.null[None, :, None, None]
+        if cond is None or cond.image is None:
+            return null.to(x.dtype).expand(x.shape[0], -1, *x.shape[-2:])
+        image = cond.image.to(x.dtype)
+        if image.ndim != 4 or image.shape[1] != self.null.shape[0]:
+            got, need = tuple(image.shape), f"(B, {self.null.shape[0]}, H, W)"
+            raise BadShape(f"cond image: got shape {got}, need {need}")
+        if image.shape[-2:] != x.shape[-2:]:
+            image = functional.interpolate(image, size=x.shape[-2:], mode="bilinear")
+        return torch.where(cond.null_rows("image")[:, None, None, None], null.to(x.dtype), image)
 
 
 def check_input(x: Tensor, clock: Tensor, shape: tuple[int, ...], *, any_size: bool) -> None:

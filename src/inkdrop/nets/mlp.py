@@ -46,7 +46,7 @@ class MLP(nn.Module):
     Args:
         shape: (C, *S) of one sample, the only one that it takes.
         learned_variance: whether the output has 2·C channels.
-        context: clock and class -> (B, D).
+        context: clock, class and attributes -> (B, D).
         first: (B, C·S) -> (B, width).
         blocks: the residual blocks.
         last: (B, width) -> (B, C·S or 2·C·S).
@@ -80,7 +80,7 @@ class MLP(nn.Module):
         Args:
             x: (B, C, *S).
             clock: (B,) float32 or float64, the time in the unit that the net was trained with.
-            cond: a label for each row, or None for null in every row.
+            cond: a label and attributes for each row; None for null in every row.
 
         Returns:
             (B, C, *S); with learned variance (B, 2·C, *S), whose second half is 2·v − 1, v the fraction in [0, 1]
@@ -103,6 +103,7 @@ def mlp(
     shape: tuple[int, ...],
     *,
     classes: int = 0,
+    attributes: int = 0,
     width: int = 128,
     depth: int = 3,
     dropout: float = 0.0,
@@ -118,6 +119,7 @@ def mlp(
     Args:
         shape: (C, *S) of one sample, of any rank from 1: (2,) for points of the plane.
         classes: how many classes; 0 for a net that takes none.
+        attributes: how many continuous attributes; 0 for a net that takes none.
         width: numbers of a hidden layer and of the context; even, at least 4.
         depth: residual blocks, at least 1.
         dropout: the probability of dropping a hidden value, in [0, 1).
@@ -138,7 +140,9 @@ def mlp(
     if not 0 <= dropout < 1:
         raise BadArgument(f"mlp dropout: got {dropout}, need at least 0 and below 1")
     size = math.prod(shape)
-    context = Context(width, width, classes=classes, embedding=embedding, fourier_scale=fourier_scale)
+    context = Context(
+        width, width, classes=classes, attributes=attributes, embedding=embedding, fourier_scale=fourier_scale
+    )
     blocks = [MLPBlock(width, width, dropout=dropout) for _ in range(depth)]
     last = zeroed(nn.Linear(width, size * (2 if learned_variance else 1)))
     return MLP(tuple(shape), learned_variance, context, nn.Linear(size, width), blocks, last)

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.nets.blocks import Down, ResBlock, SelfAttention, Up, norm, zeroed
-from inkdrop.nets.embed import Context, Wave, check_input
+from inkdrop.nets.blocks import EPS, Down, Up, norm, zeroed
+from inkdrop.nets.embed import Context, ImageCondition, Wave, check_input
+from inkdrop.nets.layout import Attending, Layout, Stage, Style
+from inkdrop.nets.text import Text, Words
 
-__all__ = ["Stage", "UNet", "unet", "unet_cifar10", "unet_digits", "unet_mnist", "unet_tiny"]
-
-
-class Stage(nn.Module):
-    """One residual block, and self-attention after it where the level has it."""
-
-    def __init__(self, block: ResBlock, attention: SelfAttention | None) -> None:
-        super().__init__()
-        self.block = block
-        self.attention = attention
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, H, W), context (B, D) -> (B, C', H, W)."""
-        h: Tensor = self.block(x, context)
-        return h if self.attention is None else self.attention(h)
+__all__ = ["UNet", "unet"]
 
 
 class UNet(nn.Module):
@@ -35,43 +24,46 @@ class UNet(nn.Module):
 
     Args:
         shape: (C, H, W) that it was made for; other sizes run too, other C do not.
+        layout: what its stages are made of.
+        context: clock, class and attributes -> (B, D).
+        text: reads a condition's text; None for a net without.
+        pooled: whether the mean of the words is added to the context.
+        image: channels of the image that is joined to x; 0 for none.
         learned_variance: whether the output has 2·C channels.
         patch: the side of the squares of pixels that are one pixel inside, in pixels.
-        context: clock and class -> (B, D).
-        stem: the first convolution, (B, C·patch², h, w) -> (B, width, h, w).
-        down: stages and `Down`s; each one's output is a skip, and so is the stem's.
-        middle: stages at the smallest size.
-        up: stages, each taking one skip, and `Up`s.
-        head: norm, silu and the last convolution.
+        checkpoint: forget what is inside stages in training, and compute it again for the gradient.
     """
 
     def __init__(
         self,
         shape: tuple[int, int, int],
+        layout: Layout,
+        context: Context,
+        text: Text | None,
+        pooled: bool,
+        image: int,
         learned_variance: bool,
         patch: int,
-        context: Context,
-        stem: nn.Module,
-        down: Sequence[nn.Module],
-        middle: Sequence[nn.Module],
-        up: Sequence[nn.Module],
-        head: nn.Module,
+        checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.shape = shape
-        self.learned_variance = learned_variance
-        self.patch = patch
-        self.context = context
-        self.stem = stem
-        self.down = nn.ModuleList(down)
-        self.middle = nn.ModuleList(middle)
-        self.up = nn.ModuleList(up)
-        self.head = head
+        width, inp = layout.widths[0], (shape[0] + image) * patch**2
+        out = shape[0] * patch**2 * (2 if learned_variance else 1)
+        self.shape, self.learned_variance, self.patch, self.checkpoint = shape, learned_variance, patch, checkpoint
+        self.context, self.text = context, text
+        self.pool = nn.Linear(text.width, layout.context) if text is not None and pooled else None
+        self.image = ImageCondition(image) if image else None
+        down, skips = layout.down()
+        middle, up = layout.middle(), layout.up(skips)
+        self.stem = nn.Conv2d(inp, width, 3, padding=1)
+        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
+        last = norm(width, layout.style.norm_groups, layout.style.norm_eps)
+        self.head = nn.Sequential(last, nn.SiLU(), zeroed(nn.Conv2d(width, out, 3, padding=1)))
 
     @property
     def classes(self) -> int:
         """How many classes the net takes; 0 if it takes none."""
-        return 0 if self.context.label is None else self.context.label.classes
+        return self.context.classes
 
     def forward(self, x: Tensor, clock: Tensor, cond: Cond | None = None) -> Tensor:
         """The net's answer.
@@ -79,7 +71,8 @@ class UNet(nn.Module):
         Args:
             x: (B, C, H, W).
             clock: (B,) float32 or float64, the time in the unit that the net was trained with.
-            cond: a label for each row, or None for null in every row.
+            cond: the conditions of each row, of the fields that it was made for; a field that is not there, or None,
+                is null in every row.
 
         Returns:
             (B, C, H, W); with learned variance (B, 2·C, H, W), whose second half is 2·v − 1, v the fraction in
@@ -87,43 +80,87 @@ class UNet(nn.Module):
 
         Raises:
             BadShape: x has other than C channels, or x, clock and cond differ in rows.
-            BadArgument: cond has a field that this net does not take, or a label out of range.
+            BadArgument: cond has a field that this net does not take, or a label or token out of range.
         """
         check_input(x, clock, self.shape, any_size=True)
-        context = self.context(clock, cond)
+        context, words = self.context(clock, cond), None
+        if self.text is not None:
+            words = self.text(cond, x.shape[0])
+            context = context if self.pool is None else context + self.pool(words.pooled)
+        if self.image is not None:
+            x = torch.cat([x, self.image(cond, x)], dim=1)
         high, wide = x.shape[-2:]
         x = functional.pad(x, (0, -wide % self.patch, 0, -high % self.patch))
-        h = self.stem(functional.pixel_unshuffle(x, self.patch))
+        h = self._body(self.stem(functional.pixel_unshuffle(x, self.patch)), context, words)
+        return functional.pixel_shuffle(self.head(h), self.patch)[..., :high, :wide]
+
+    def _body(self, h: Tensor, context: Tensor, words: Words | None) -> Tensor:
+        """Down, through the middle and up again, (B, width, h, w) -> (B, width, h, w)."""
         skips = [h]
         for part in self.down:
-            h = part(h) if isinstance(part, Down) else part(h, context)
+            h = self._run(part, h, context, words)
             skips.append(h)
         for part in self.middle:
-            h = part(h, context)
+            h = self._run(part, h, context, words)
         for part in self.up:
-            if isinstance(part, Up):
+            if isinstance(part, Stage):
+                h = self._run(part, torch.cat([h, skips.pop()], dim=1), context, words)
+            elif isinstance(part, Up):
                 h = part(h, skips[-1].shape[-2:])
             else:
-                h = part(torch.cat([h, skips.pop()], dim=1), context)
-        return functional.pixel_shuffle(self.head(h), self.patch)[..., :high, :wide]
+                h = self._run(part, h, context, skips[-1].shape[-2:])
+        return h
+
+    def _run(self, part: nn.Module, h: Tensor, *told: object) -> Tensor:
+        """A part's answer; where it may forget, what it needs for the gradient is computed again."""
+        if isinstance(part, Down):
+            y: Tensor = part(h)
+        elif self.checkpoint and self.training and torch.is_grad_enabled():
+            y = checkpoint(part, h, *told, use_reentrant=False)
+        else:
+            y = part(h, *told)
+        return y
 
 
 def unet(
     shape: tuple[int, ...],
     *,
     classes: int = 0,
+    attributes: int = 0,
+    vocabulary: int = 0,
+    features: int = 0,
+    length: int = 0,
+    image: int = 0,
+    augment: bool = False,
     width: int = 64,
     multipliers: tuple[int, ...] = (1, 2, 2),
     blocks: int = 2,
     attention: tuple[int, ...] = (),
+    cross: tuple[int, ...] = (),
+    only_cross: tuple[int, ...] = (),
+    depth: tuple[int, ...] = (1,),
     middle_attention: bool = True,
+    middle_groups: int | None = None,
     head_width: int | None = None,
+    heads: tuple[int, ...] | None = None,
     dropout: float = 0.0,
     scale_shift: bool = True,
+    resample: Literal["conv", "residual"] = "conv",
+    symmetric: bool = False,
+    norm_groups: int | None = None,
+    norm_eps: float = EPS,
     learned_variance: bool = False,
     patch: int = 1,
     embedding: Wave = "sinusoidal",
     fourier_scale: float | None = None,
+    shift: float = 1.0,
+    cos_first: bool = False,
+    text_width: int | None = None,
+    text_depth: int | None = None,
+    text_heads: int | None = None,
+    null_length: int = 1,
+    pooled: bool = True,
+    checkpoint: bool = False,
 ) -> UNet:
     """A U-Net for images of any size and number of channels.
 
@@ -133,107 +170,68 @@ def unet(
     Args:
         shape: (C, H, W) of one image.
         classes: how many classes; 0 for a net that takes none.
+        attributes: how many continuous attributes; 0 for a net that takes none.
+        vocabulary: how many tokens a text encoder of its own knows; 0 for none.
+        features: numbers of a given text embedding, for a net that reads those instead; 0 for none.
+        length: the most tokens or embeddings of a text, at least 1 where it reads.
+        image: channels of an image condition, joined to x; 0 for none.
+        augment: it is told how noisy that image is (Ho et al. 2022, cascades).
         width: channels of level 0; even, at least 4. The context has 4·width numbers.
         multipliers: the channels of each level over width, each at least 1.
         blocks: residual blocks a level, at least 1.
         attention: the levels (0 is full size) whose blocks are followed by self-attention.
-        middle_attention: self-attention between the two middle blocks.
+        cross: the levels whose blocks are followed by a spatial transformer, which reads the text.
+        only_cross: those of them whose first attention looks at the text, too, instead of at the pixels.
+        depth: transformer blocks of each spatial transformer, one number for all levels or one a level.
+        middle_attention: attention between the two middle blocks; a spatial transformer if there are levels of `cross`.
+        middle_groups: groups of the norm of self-attention there, 0 for no norm; None as elsewhere.
         head_width: channels a head of attention; None for a single head.
+        heads: instead, how many heads: one number for all levels or one a level.
         dropout: the probability of dropping a value inside a residual block, in [0, 1).
         scale_shift: time and class scale and shift (ADM) rather than are added (DDPM).
+        resample: sizes change by a convolution (DDPM) or by a residual block (ADM).
+        symmetric: convolutions that halve pad both sides (Stable Diffusion) rather than the end of an even one (DDPM).
+        norm_groups: groups of every norm; None for up to 32 of at least four channels.
+        norm_eps: added to the variance in every norm but that of a spatial transformer, which has 1e-6.
         learned_variance: 2·C channels out, the second half for the variance (Improved DDPM).
         patch: the side in pixels of the squares that the net sees as one pixel of C·patch² channels; 1 for pixels.
         embedding: of the time, "sinusoidal" for any clock or "fourier" for a clock of order 1.
         fourier_scale: the standard deviation of the Fourier frequencies, in cycles a unit of clock; 16 if None.
+        shift: of the sinusoid's frequencies, 1 for DDPM, 0 for ADM and Stable Diffusion.
+        cos_first: the sinusoid's cosines before its sines (ADM, Stable Diffusion).
+        text_width: numbers of a word inside; None for `features`, or 4·width for tokens.
+        text_depth: transformer blocks of the text encoder; 2 if None.
+        text_heads: heads of its attention; 4 if None.
+        null_length: words of the learned null, at most `length`.
+        pooled: the mean of the words is added to the context.
+        checkpoint: in training, compute stages again for the gradient instead of keeping what is inside them.
 
     Raises:
         BadShape: shape is not (C, H, W).
-        BadArgument: a knob is out of its range.
+        BadArgument: a knob is out of its range, or has no effect beside the others.
 
-    Reference: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, §3; Nichol & Dhariwal 2021, §3.1.
+    Reference: Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, §3; Dhariwal & Nichol 2021, §3; Rombach et al. 2022.
     """
-    image = _image(shape)
-    _check(width, multipliers, blocks, attention, dropout, patch)
-    context = Context(width, 4 * width, classes=classes, embedding=embedding, fourier_scale=fourier_scale)
-
-    def stage(inp: int, out: int, attend: bool) -> Stage:
-        block = ResBlock(inp, out, 4 * width, dropout=dropout, scale_shift=scale_shift)
-        return Stage(block, SelfAttention(out, head_width=head_width) if attend else None)
-
-    widths = [width * m for m in multipliers]
-    down, skips = _down(stage, widths, blocks, attention)
-    middle = [stage(widths[-1], widths[-1], middle_attention), stage(widths[-1], widths[-1], False)]
-    up = _up(stage, widths, blocks, attention, skips)
-    stem = nn.Conv2d(image[0] * patch**2, width, 3, padding=1)
-    out = image[0] * patch**2 * (2 if learned_variance else 1)
-    head = nn.Sequential(norm(widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], out, 3, padding=1)))
-    return UNet(image, learned_variance, patch, context, stem, down, middle, up, head)
-
-
-def unet_tiny(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 16, dropout: float = 0.0, learned_variance: bool = False
-) -> UNet:
-    """A two-level U-Net of 0.2 M parameters that sees 2×2 pixels as one, for drawn shapes and first tries."""
-    return unet(
-        shape,
+    _check(width, multipliers, blocks, dropout, patch, image, augment)
+    text = _text(4 * width, vocabulary, features, length, text_width, text_depth, text_heads, null_length)
+    also = tuple(name for name, part in (("text", text), ("image", image)) if part)
+    context = Context(
+        width,
+        4 * width,
         classes=classes,
-        width=width,
-        multipliers=(1, 2),
-        blocks=1,
-        dropout=dropout,
-        learned_variance=learned_variance,
-        patch=2,
+        attributes=attributes,
+        augment=augment,
+        also=also,
+        embedding=embedding,
+        fourier_scale=fourier_scale,
+        shift=shift,
+        cos_first=cos_first,
     )
-
-
-def unet_digits(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 16, dropout: float = 0.0, learned_variance: bool = False
-) -> UNet:
-    """A two-level U-Net of 0.2 M parameters for 8×8 digits, trained in about a minute on two CPU cores."""
-    return unet(
-        shape,
-        classes=classes,
-        width=width,
-        multipliers=(1, 2),
-        blocks=1,
-        dropout=dropout,
-        learned_variance=learned_variance,
-    )
-
-
-def unet_mnist(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 24, dropout: float = 0.0, learned_variance: bool = False
-) -> UNet:
-    """A three-level U-Net of 1.5 M parameters that sees 2×2 pixels as one, for 28×28 digits on a CPU."""
-    return unet(
-        shape,
-        classes=classes,
-        width=width,
-        multipliers=(1, 2, 4),
-        blocks=1,
-        dropout=dropout,
-        learned_variance=learned_variance,
-        patch=2,
-    )
-
-
-def unet_cifar10(
-    shape: tuple[int, ...], *, classes: int = 0, dropout: float = 0.1, learned_variance: bool = False
-) -> UNet:
-    """The CIFAR-10 net of DDPM: 35.7 M parameters, attention at half size, time added, a single head.
-
-    Reference: Ho et al. 2020, appendix B.
-    """
-    return unet(
-        shape,
-        classes=classes,
-        width=128,
-        multipliers=(1, 2, 2, 2),
-        attention=(1,),
-        dropout=dropout,
-        scale_shift=False,
-        learned_variance=learned_variance,
-    )
+    style = Style(dropout, scale_shift, resample, symmetric, norm_groups, norm_eps)
+    looks = (attention, cross, only_cross, depth, middle_attention, middle_groups, head_width, heads)
+    attending = Attending(*looks, text.width if text else 0)
+    layout = Layout(tuple(width * m for m in multipliers), blocks, 4 * width, style, attending)
+    return UNet(_image(shape), layout, context, text, pooled, image, learned_variance, patch, checkpoint)
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -243,13 +241,42 @@ def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return channels, high, wide
 
 
+def _text(
+    width: int,
+    vocabulary: int,
+    features: int,
+    length: int,
+    text_width: int | None,
+    text_depth: int | None,
+    text_heads: int | None,
+    null_length: int,
+) -> Text | None:
+    """What reads the text; None where nothing is to be read."""
+    own = {"text_width": text_width, "text_depth": text_depth, "text_heads": text_heads}
+    for name, number in own.items():
+        if number is not None and not (vocabulary or (features and name == "text_width")):
+            raise BadArgument(f"unet {name}: got {number}, but no tokens to read; try vocabulary=n")
+    if not vocabulary and not features:
+        return None
+    return Text(
+        text_width or features or width,
+        vocabulary=vocabulary,
+        features=features,
+        length=length,
+        depth=2 if text_depth is None else text_depth,
+        heads=4 if text_heads is None else text_heads,
+        null_length=null_length,
+    )
+
+
 def _check(
     width: int,
     multipliers: tuple[int, ...],
     blocks: int,
-    attention: tuple[int, ...],
     dropout: float,
     patch: int,
+    image: int,
+    augment: bool,
 ) -> None:
     if width < 4 or width % 2:
         raise BadArgument(f"unet width: got {width}, need an even number of at least 4")
@@ -257,45 +284,11 @@ def _check(
         raise BadArgument(f"unet multipliers: got {multipliers}, need at least one, each at least 1; try (1, 2, 2)")
     if blocks < 1:
         raise BadArgument(f"unet blocks: got {blocks}, need at least 1")
-    for level in attention:
-        if not 0 <= level < len(multipliers):
-            raise BadArgument(f"unet attention: got level {level}, need 0 to {len(multipliers) - 1}; try attention=[]")
     if not 0 <= dropout < 1:
         raise BadArgument(f"unet dropout: got {dropout}, need at least 0 and below 1")
     if patch < 1:
         raise BadArgument(f"unet patch: got {patch}, need at least 1 pixel")
-
-
-def _down(
-    stage: Callable[[int, int, bool], Stage], widths: list[int], blocks: int, attention: tuple[int, ...]
-) -> tuple[list[nn.Module], list[int]]:
-    """The way down, and the channels of every skip, the stem's first."""
-    parts: list[nn.Module] = []
-    skips = [widths[0]]
-    for level, out in enumerate(widths):
-        for _ in range(blocks):
-            parts.append(stage(skips[-1], out, level in attention))
-            skips.append(out)
-        if level < len(widths) - 1:
-            parts.append(Down(out))
-            skips.append(out)
-    return parts, skips
-
-
-def _up(
-    stage: Callable[[int, int, bool], Stage],
-    widths: list[int],
-    blocks: int,
-    attention: tuple[int, ...],
-    skips: list[int],
-) -> list[nn.Module]:
-    """The way up; each stage takes one skip, the last first."""
-    parts: list[nn.Module] = []
-    inp, left = widths[-1], list(skips)
-    for level in reversed(range(len(widths))):
-        for _ in range(blocks + 1):
-            parts.append(stage(inp + left.pop(), widths[level], level in attention))
-            inp = widths[level]
-        if level:
-            parts.append(Up(inp))
-    return parts
+    if image < 0:
+        raise BadArgument(f"unet image: got {image}, need 0 (none) or more channels")
+    if augment and not image:
+        raise BadArgument("unet augment: got true, but no image to be told about; try image=n")

@@ -16,6 +16,7 @@ from inkdrop.core.dataset import Data
 from inkdrop.core.forward import diffuse
 from inkdrop.core.noise import Draw
 from inkdrop.core.schedule import Schedule
+from inkdrop.edit.pairs import middle_hole
 from inkdrop.errors import BadArgument
 from inkdrop.model import Examples
 from inkdrop.reader import Reader, reader_of
@@ -145,13 +146,8 @@ class Feed:
 
     def told(self, count: int) -> Told:
         """What a preview says besides the model's own examples: pictures, with the middle of each to be filled in."""
-        image = self.pictures(count)
-        mask = None
-        if image is not None and self.pair is not None and self.pair.masked:
-            high, wide = image.shape[-2:]
-            mask = torch.ones(count, 1, high, wide, dtype=torch.bool)
-            mask[..., high // 4 : high - high // 4, wide // 4 : wide - wide // 4] = False
-        return Told(image=image, mask=mask)
+        masked = self.pair is not None and self.pair.masked
+        return Told(image=self.pictures(count), mask=middle_hole(count, self.data.shape) if masked else None)
 
     def given_to(self, bundle: Bundle) -> Bundle:
         """The bundle with what this feed knows of conditions."""

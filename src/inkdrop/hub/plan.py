@@ -1,0 +1,318 @@
+"""Plan: how a scheduler of diffusers samples, as a sampler, a grid and guides of ours, and back.
+
+Spacings come in three kinds. The plain ones (DDPM, DDIM, PNDM) space n integer timesteps; multistep solvers space n + 1
+and leave out the last; k-diffusion's do not round at linspace. Each class's sampler is the one that tests/parity shows
+to agree with it, noise for noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from inkdrop.find import Part
+from inkdrop.hub.config import Config
+from inkdrop.hub.schedule import EDM, FLOW, KARRAS, MULTISTEP, PLAIN, Noising, family_of, read_noising, schedule_of
+from inkdrop.plan import Plan
+
+__all__ = ["Reading", "read_plan", "read_scheduler"]
+
+ELSEWHERE = frozenset(
+    """algorithm_type base_image_seq_len base_shift beta_end beta_schedule beta_start clip_sample clip_sample_range
+    disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type
+    invert_sigmas lambda_min_clipped lower_order_final max_image_seq_len max_shift noise_sampler_seed
+    num_train_timesteps original_inference_steps predict_x0 prediction_type rescale_betas_zero_snr rho
+    sample_max_value set_alpha_to_one shift shift_terminal sigma_data sigma_max sigma_min sigma_schedule
+    skip_prk_steps solver_order solver_p solver_type steps_offset stochastic_sampling thresholding time_shift_type
+    timestep_scaling timestep_spacing timestep_type trained_betas use_beta_sigmas use_dynamic_shifting
+    use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type""".split()
+)
+"""Every key of their schedulers. Configs carry keys of other classes than their own, which has no use for them."""
+
+_FEW = "with fewer than 15 steps theirs lowers the order of the last ones"
+_START = "theirs starts from sigma(1) times the noise, ours from the noise, which is 0.1 to 0.3 % larger"
+_VARIANCES = {
+    "fixed_small": "beta-tilde",
+    "fixed_large": "beta",
+    "learned_range": "learned",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a scheduler's config says.
+
+    Attributes:
+        noising: the levels, and what the net hears and says.
+        plan: how to sample.
+        notes: in what their sampler differs from ours, in words; () where it does not.
+    """
+
+    noising: Noising
+    plan: Plan
+    notes: tuple[str, ...] = ()
+
+
+def read_scheduler(record: dict[str, Any], *, plan: Plan | None = None) -> Reading:
+    """What a scheduler_config.json says, as ours.
+
+    Args:
+        record: its JSON.
+        plan: how to sample instead of as it says; then only what it says of the net is read.
+
+    Raises:
+        BadCheckpoint: a class or a value that has no counterpart here, naming the key.
+    """
+    config = Config(record, str(record.get("_class_name", "scheduler")))
+    noising = read_noising(config)
+    if plan is not None:
+        config.skip(*ELSEWHERE)
+        config.done()
+        return Reading(noising, plan)
+    made, rounding, notes = read_plan(config, noising)
+    config.skip(*ELSEWHERE)
+    config.done()
+    if rounding != "none":
+        noising = noising._replace(clock=Part("table", {"rounding": rounding}))
+    return Reading(noising, made, notes)
+
+
+def read_plan(config: Config, noising: Noising) -> tuple[Plan, str, tuple[str, ...]]:
+    """(plan, how the net's timesteps are rounded, notes) of a scheduler's config; steps are its pipelines' default."""
+    name = family_of(config)
+    sampler, notes = _SAMPLERS[name](config)
+    grid, rounding, more = _grid(config, name, noising)
+    total = schedule_of(noising.schedule).steps
+    steps = total if name == "DDPMScheduler" else min(50, total - (name in MULTISTEP))
+    return Plan(sampler, grid, max(1, steps), _guide(config, name)), rounding, (*notes, *more)
+
+
+# ---- guides --------------------------------------------------------------------------------------------------
+
+
+def _guide(config: Config, name: str) -> tuple[Part, ...]:
+    """Clipping or dynamic thresholding, where the class has it."""
+    on = name in ("DDIMScheduler", "DDPMScheduler")
+    if name not in ("EDMEulerScheduler", "PNDMScheduler", *KARRAS, *FLOW) and config.flag("thresholding", False):
+        ratio = config.number("dynamic_thresholding_ratio", 0.995, 1e-9, 1)
+        most = config.number("sample_max_value", 1.0, 1, 1e9)
+        return (Part("clip") if most == 1 else Part("threshold", {"percentile": ratio, "most": most}),)
+    config.skip("dynamic_thresholding_ratio", "sample_max_value")
+    if (on or name == "HeunDiscreteScheduler") and config.flag("clip_sample", on):
+        bound = config.number("clip_sample_range", 1.0, 1e-9, 1e9)
+        return (Part("clip", {} if bound == 1 else {"low": -bound, "high": bound}),)
+    config.skip("clip_sample_range")
+    return ()
+
+
+# ---- grids ---------------------------------------------------------------------------------------------------
+
+
+def _grid(config: Config, name: str, noising: Noising) -> tuple[Part, str, tuple[str, ...]]:
+    """(grid, rounding of the clock, notes)."""
+    if name in FLOW:
+        return _grid_of_flow(config, noising)
+    if name in EDM:
+        config.only("final_sigmas_type", "zero")
+        beyond = {"rho_max": 2 * float(noising.schedule.knobs["rho_max"])}
+        karras = config.choice("sigma_schedule", "karras", ("karras", "exponential")) == "karras"
+        power = {"power": noising.schedule.knobs["power"]}
+        note = "theirs starts from √(sigma_max² + 1) times the noise, ours from sigma_max times"
+        return Part("karras", power | beyond) if karras else Part("loguniform", beyond), "none", (note,)
+    if name in MULTISTEP:
+        config.only("use_flow_sigmas", False)
+        config.only("use_dynamic_shifting", False)
+        config.skip("time_shift_type", "sigma_min", "sigma_max")
+        config.only("shift_terminal", None)
+        _refuse_clipping(config, name, noising)
+    if name not in PLAIN:
+        config.only("use_beta_sigmas", False, None)
+        spaced = _spaced_in_sigma(config, name, noising)
+        if spaced is not None:
+            return spaced
+    return _spaced_in_time(config, name)
+
+
+def _refuse_clipping(config: Config, name: str, noising: Noising) -> None:
+    """lambda_min_clipped leaves out the noisiest levels, unless there are none beyond it."""
+    if name.startswith("DPMSolver"):
+        least = config.get("lambda_min_clipped", -math.inf)
+        if not isinstance(least, (int, float)) or float(schedule_of(noising.schedule)(1.0).lam) < least:
+            raise config.error("lambda_min_clipped", "a number below every log(alpha/sigma) of the table")
+
+
+def _end(config: Config, name: str) -> dict[str, str]:
+    """Where the grid ends, as a knob."""
+    if name in ("DDIMScheduler", "PNDMScheduler"):
+        clean = config.flag("set_alpha_to_one", name == "DDIMScheduler")
+    elif name == "DEISMultistepScheduler":
+        clean = False
+    elif name in MULTISTEP or name == "EulerDiscreteScheduler":
+        clean = config.choice("final_sigmas_type", "zero", ("zero", "sigma_min")) == "zero"
+    else:
+        clean = True
+    return {} if clean else {"end": "least"}
+
+
+def _spaced_in_time(config: Config, name: str) -> tuple[Part, str, tuple[str, ...]]:
+    """leading, trailing or linspace timesteps."""
+    own = "leading" if name in PLAIN else "linspace"
+    singlestep = name == "DPMSolverSinglestepScheduler"
+    spacing = "linspace" if singlestep else config.choice("timestep_spacing", own, ("leading", "trailing", "linspace"))
+    offset = 0 if singlestep else config.integer("steps_offset", 0, 0, 100_000)
+    end, skip = _end(config, name), {"skip_last": True} if name in MULTISTEP else {}
+    if spacing == "linspace" and name in ("DDIMScheduler", "PNDMScheduler"):
+        raise config.error(
+            "timestep_spacing", "leading or trailing (at linspace its steps are not those between its timesteps)"
+        )
+    notes: tuple[str, ...] = ()
+    if name in KARRAS and spacing != "leading":
+        notes = (_START,)
+    if name in ("DDIMScheduler", "PNDMScheduler") and spacing == "trailing":
+        notes = ("theirs steps by T//n timesteps, which is ours where n divides T",)
+    if name == "DDPMScheduler" and spacing == "trailing":
+        notes = ("theirs adds noise in the step into clean, unless variance_type is fixed_small",)
+    if spacing == "trailing":
+        return Part("trailing", {**end}), "none", notes
+    if spacing == "leading":
+        return Part("leading", {**({"offset": offset} if offset else {}), **skip, **end}), "none", notes
+    rounded = {"rounded": False} if name in KARRAS else {}
+    return Part("linspace", {**rounded, **skip, **end}), "none", notes
+
+
+def _spaced_in_sigma(config: Config, name: str, noising: Noising) -> tuple[Part, str, tuple[str, ...]] | None:
+    """Karras's or exponential sigmas over the whole table; None where it asks for neither."""
+    karras, log = config.flag("use_karras_sigmas", False), config.flag("use_exponential_sigmas", False)
+    lu = name == "DPMSolverMultistepScheduler" and config.flag("use_lu_lambdas", False)
+    key = "use_karras_sigmas" if karras else "use_lu_lambdas" if lu else "use_exponential_sigmas"
+    if not (karras or log or lu):
+        return None
+    if name == "DEISMultistepScheduler" or (karras and name.startswith("KDPM2")):
+        raise config.error(key, "false: its last sigmas, or what the net is told of them, have no counterpart here")
+    if name in KARRAS and config.get("timestep_spacing", "linspace") != "linspace":
+        raise config.error("timestep_spacing", f"linspace beside {key}: else its sigmas begin inside of the table")
+    config.skip("timestep_spacing", "steps_offset")
+    config.only("final_sigmas_type", "zero")
+    rho = float(schedule_of(noising.schedule)(1.0).rho)
+    if math.isinf(rho):
+        raise config.error(key, "false at zero terminal SNR")
+    knobs = {"rho_max": 2 * rho} if rho > 80 else {}
+    floored = config.get("beta_schedule") == "squaredcos_cap_v2" and name != "UniPCMultistepScheduler"
+    rounding = "none" if name in KARRAS else "nearest" if (karras or lu) and not floored else "down"
+    return Part("karras" if karras else "loguniform", knobs), rounding, (_START,) if name in KARRAS else ()
+
+
+def _grid_of_flow(config: Config, noising: Noising) -> tuple[Part, str, tuple[str, ...]]:
+    """n equal steps of time before the shift, from 1 to 1/T."""
+    for key in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling"):
+        config.only(key, False)
+    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        config.only(key, False, None)
+    config.only("shift_terminal", None)
+    config.only("num_train_timesteps", 1000)
+    config.skip("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
+    plain = noising.schedule.knobs["shift"] == 1
+    notes = () if plain else ("theirs shifts its least level twice, so that its levels lie a little above ours",)
+    return Part("linspace", {"rounded": False}), "none", notes
+
+
+# ---- samplers ------------------------------------------------------------------------------------------------
+
+Sampler = tuple[Part, tuple[str, ...]]
+
+
+def _ddpm(config: Config) -> Sampler:
+    kind = _VARIANCES[config.choice("variance_type", "fixed_small", tuple(_VARIANCES))]
+    return Part("ddpm", {} if kind == "beta-tilde" else {"variance": kind}), ()
+
+
+def _ddim(config: Config) -> Sampler:
+    note = "clipping agrees with theirs at use_clipped_model_output=True, an argument of its pipeline"
+    return Part("ddim"), (note,) if config.flag("clip_sample", True) else ()
+
+
+def _pndm(config: Config) -> Sampler:
+    config.only("skip_prk_steps", False if "skip_prk_steps" not in config.record else True)
+    if not config.flag("skip_prk_steps", False):
+        raise config.error("skip_prk_steps", "true: its Runge–Kutta start has no counterpart here")
+    config.choice("prediction_type", "epsilon", ("epsilon",))  # of v, theirs averages v and not eps
+    return Part("plms"), ()
+
+
+def _dpm(config: Config) -> Sampler:
+    """DPM-Solver++ and its SDE kind, multistep."""
+    kind = config.choice("algorithm_type", "dpmsolver++", ("dpmsolver++", "sde-dpmsolver++"))
+    order = config.integer("solver_order", 2, 1, 3)
+    config.choice("solver_type", "midpoint", {2: ("midpoint",), 3: ("heun",)}.get(order, ("midpoint", "heun")))
+    config.only("variance_type", None, "learned", "learned_range")  # whose second half ours leaves out, too
+    lowered = config.flag("lower_order_final", True)
+    config.only("euler_at_final", False)
+    if order > 1 and lowered and config.get("final_sigmas_type", "zero") != "zero":
+        raise config.error("final_sigmas_type", "zero beside lower_order_final")
+    if kind == "dpmsolver++":
+        part = {1: Part("ddim"), 2: Part("dpmpp_2m"), 3: Part("dpmpp_3m")}[order]
+    else:
+        part = {1: Part("ddim", {"eta": 1.0}), 2: Part("dpmpp_2m_sde"), 3: Part("dpmpp_3m_sde")}[order]
+    wrong = ("theirs of order 3 has a wrong factor, with which it is of lower order",) if order == 3 else ()
+    return part, (*wrong, *((_FEW,) if order == 3 and lowered else ()))
+
+
+def _singlestep(config: Config) -> Sampler:
+    if config.integer("solver_order", 2, 1, 3) != 1:
+        raise config.error("solver_order", "1: above, its steps share the levels of the grid, which ours do not")
+    config.choice("algorithm_type", "dpmsolver++", ("dpmsolver++",))
+    config.only("variance_type", None, "learned", "learned_range")
+    config.skip("solver_type", "lower_order_final")
+    return Part("ddim"), ()
+
+
+def _unipc(config: Config) -> Sampler:
+    config.only("predict_x0", True)
+    config.only("disable_corrector", [])
+    config.only("solver_p", None)
+    config.only("lower_order_final", True)
+    order, kind = config.integer("solver_order", 2, 1, 3), config.choice("solver_type", "bh2", ("bh1", "bh2"))
+    return Part("unipc", {"predictor_order": order, "variant": kind.replace("h", "")}), ()
+
+
+def _deis(config: Config) -> Sampler:
+    config.only("algorithm_type", "deis")
+    config.only("solver_type", "logrho")
+    order = config.integer("solver_order", 2, 1, 3)
+    few = order > 1 and config.flag("lower_order_final", True)
+    return Part("deis", {"order": order}), (_FEW,) if few else ()
+
+
+def _euler(config: Config) -> Sampler:
+    config.only("interpolation_type", "linear")
+    config.only("timestep_type", "discrete")
+    config.only("sigma_min", None)
+    config.only("sigma_max", None)
+    return Part("euler"), ()
+
+
+def _plain(part: Part, *notes: str) -> Callable[[Config], Sampler]:
+    return lambda config: (part, notes)
+
+
+_SAMPLERS: dict[str, Callable[[Config], Sampler]] = {
+    "DDIMScheduler": _ddim,
+    "DDPMScheduler": _ddpm,
+    "DEISMultistepScheduler": _deis,
+    "DPMSolverMultistepScheduler": _dpm,
+    "DPMSolverSDEScheduler": _plain(Part("dpmpp_2s_sde")),
+    "DPMSolverSinglestepScheduler": _singlestep,
+    "EDMDPMSolverMultistepScheduler": _dpm,
+    "EDMEulerScheduler": _plain(Part("euler")),
+    "EulerAncestralDiscreteScheduler": _plain(Part("euler_ancestral")),
+    "EulerDiscreteScheduler": _euler,
+    "FlowMatchEulerDiscreteScheduler": _plain(Part("euler")),
+    "FlowMatchHeunDiscreteScheduler": _plain(Part("heun")),
+    "HeunDiscreteScheduler": _plain(Part("heun", {"space": "rho"})),
+    "KDPM2AncestralDiscreteScheduler": _plain(Part("dpm2_ancestral")),
+    "KDPM2DiscreteScheduler": _plain(Part("dpm2")),
+    "LMSDiscreteScheduler": _plain(Part("lms"), "theirs keeps its order in the step into clean, ours steps to x0"),
+    "PNDMScheduler": _pndm,
+}
