@@ -267,7 +267,7 @@ def load(
         raise BadCheckpoint(f"{folder}: has no {weights} weights ({name}); try --weights {other}")
     recipe, shape = read(record["recipe"]), tuple(record["shape"])
     try:
-        bundle = _built(recipe, shape, record, folder)
+        bundle = _built(recipe, shape, record, folder, trust)
     except InkdropError as error:
         raise BadCheckpoint(f"{folder}: cannot be built here: {error}") from None
     load_weights(bundle.denoiser.net, folder / name)
@@ -278,11 +278,11 @@ def load(
     return bundle
 
 
-def _built(recipe: Recipe, shape: tuple[int, ...], record: dict[str, Any], folder: Path) -> Bundle:
+def _built(recipe: Recipe, shape: tuple[int, ...], record: dict[str, Any], folder: Path, trust: bool) -> Bundle:
     """The bundle of a manifest, with fresh weights."""
     texts = {name: (folder / Path(name).name).read_bytes() for name in record["texts"]}
     reader = None if recipe.text is None else reader_of(recipe.text, files=texts)
-    codec = None if record.get("codec") is None else codec_of(record["codec"])
+    codec = None if record.get("codec") is None else codec_of(record["codec"], trust=trust)
     classes, attributes = tuple(record["classes"]), tuple(record["attributes"])
     terms = terms_of(len(classes), len(attributes), reader, pair_of(recipe, shape))
     denoiser = denoiser_of(recipe, shape if codec is None else codec.latent_shape, terms)

@@ -175,9 +175,7 @@ def sample(
     image: Annotated[
         list[Path] | None, typer.Option(help="Picture to start from; repeatable: in turn. For models that take one.")
     ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="White where the picture is kept, to fill the rest.")
-    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where the picture is kept, to fill the rest.")] = None,
     sampler: Sampler = None,
     steps: Steps = None,
     grid: GridName = None,

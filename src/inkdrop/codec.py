@@ -270,7 +270,8 @@ class Latents:
             raise BadShape(f"latents: got images of {tuple(data.shape)}, but the autoencoder takes {codec.shape}")
         self._data = data
         self.shape: tuple[int, ...] = codec.latent_shape
-        self.classes, self.levels = data.classes, None
+        self.classes = data.classes
+        self.levels: int | None = None
         self.source = f"latents of {data.source}"
         self.texts: tuple[str | None, ...] | None = getattr(data, "texts", None)
         self.fingerprint = hashlib.sha256(json.dumps(["means 1", data.fingerprint, codec.hash]).encode()).hexdigest()

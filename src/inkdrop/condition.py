@@ -61,7 +61,7 @@ def labels_of(
     """
     if not classes:
         if label is not None:
-            raise BadArgument(f"class: got {label!r}, but this model has no classes; leave it out")
+            raise BadArgument(f"class: got {_first(label)!r}, but this model has no classes; leave it out")
         return None
     if label is None:
         return torch.arange(first, first + count) % len(classes)
@@ -109,6 +109,11 @@ def cond_of(model: Model, count: int, told: Told, *, first: int = 0) -> Cond | N
     return cond if cond.present else None
 
 
+def _first(given: Any) -> Any:
+    """The first of several, for a message."""
+    return given if isinstance(given, (int, str)) else next(iter(given), None)
+
+
 def _each(what: str, many: str, given: Any, count: int, single: type | tuple[type, ...]) -> list[Any]:
     """One an image, from one or from as many."""
     if isinstance(given, single):
@@ -150,7 +155,7 @@ def _text(
 ) -> tuple[Tensor | None, Tensor | None]:
     if model.reader is None:
         if given is not None:
-            raise BadArgument(f"text: got {given!r}, but this model reads none; leave it out")
+            raise BadArgument(f"text: got {_first(given)!r}, but this model reads none; leave it out")
         return None, None
     if given is None:
         texts = model.examples.texts

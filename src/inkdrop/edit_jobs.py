@@ -169,7 +169,8 @@ class Desk:
         own, rows = self.bundle.denoiser, 0
         blank = Denoiser(_Nothing(), own.schedule, own.target)
         plan = replace(self.bundle.recipe.plan, guide=())
-        model = replace(self.bundle, recipe=replace(self.bundle.recipe, plan=plan), denoiser=blank, parts={})
+        recipe = replace(self.bundle.recipe, plan=plan)
+        model = replace(self.bundle, recipe=recipe, denoiser=blank, parts={}, codec=None)
 
         def heard(_: int, step: Step) -> None:
             nonlocal rows

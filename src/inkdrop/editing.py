@@ -24,6 +24,7 @@ from inkdrop.edit.restore import ddnm, pigdm
 from inkdrop.errors import BadArgument, UnknownName
 from inkdrop.find import Part, build
 from inkdrop.inversion import climbed, decode, interpolate, interpolate_seeds, invert, open_deterministic
+from inkdrop.latent import in_latents, of_pictures_only
 from inkdrop.model import Model
 from inkdrop.painting import inpaint, outpaint
 from inkdrop.session import How, Session, open_session
@@ -46,6 +47,7 @@ __all__ = [
 Restorer: TypeAlias = Literal["ddnm", "pigdm"]
 
 
+@in_latents("images")
 def img2img(model: Model | Denoiser, images: Tensor, *, strength: float = 0.6, **how: Unpack[How]) -> Tensor:
     """Images like the given ones: noised up to the time `strength`, and sampled down again (SDEdit: Meng et al. 2022).
 
@@ -76,6 +78,7 @@ def _redrawn(session: Session, images: Tensor, grid: Grid) -> Tensor:
     return session.run(diffuse(images, session.unit(tuple(images.shape[1:])), grid[0]), grid)
 
 
+@in_latents("images")
 def vary(
     model: Model | Denoiser,
     images: Tensor,
@@ -131,6 +134,7 @@ def operator_of(operator: str | Part | Operator, shape: Sequence[int]) -> Operat
     return made
 
 
+@of_pictures_only
 def restore(
     model: Model | Denoiser,
     measured: Tensor,

@@ -17,6 +17,7 @@ from inkdrop.edit.invert import invert as climb
 from inkdrop.edit.slerp import slerp
 from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.find import Part
+from inkdrop.latent import in_latents
 from inkdrop.model import Model
 from inkdrop.session import How, Session, check_images, open_session
 
@@ -27,6 +28,7 @@ Via: TypeAlias = Literal["inversion", "noise"]
 PARTNERS = {"naive": "ddim", "fixed-point": "ddim", "heun": "heun"}  # the sampler that each inversion is undone by
 
 
+@in_latents("images", back=False)
 def invert(
     model: Model | Denoiser,
     images: Tensor,
@@ -55,6 +57,7 @@ def invert(
     return climbed(session, images, session.grid(depth, "depth"), method, iterations)
 
 
+@in_latents()
 def decode(
     model: Model | Denoiser, states: Tensor, *, depth: float = 1.0, method: Method = "fixed-point", **how: Unpack[How]
 ) -> Tensor:
@@ -114,6 +117,7 @@ def climbed(session: Session, images: Tensor, grid: Grid, method: Method, iterat
     return session.run(images.to(torch.float32), grid, sampler=upwards)
 
 
+@in_latents("a", "b")
 def interpolate(
     model: Model | Denoiser,
     a: Tensor,
@@ -169,6 +173,7 @@ def _ways(session: Session, a: Tensor, b: Tensor, count: int, grid: Grid) -> Ten
     return session.each(count, apart=False).run(states, grid).reshape(len(a), count, *a.shape[1:])
 
 
+@in_latents()
 def interpolate_seeds(
     model: Model, seeds: tuple[int, int], *, number: int = 1, count: int = 8, **how: Unpack[How]
 ) -> Tensor:

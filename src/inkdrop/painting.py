@@ -18,6 +18,7 @@ from inkdrop.edit.inpaint import fitted, repaint
 from inkdrop.edit.inpaint import inpaint as hold
 from inkdrop.edit.windows import windows as tile
 from inkdrop.errors import BadArgument, BadShape
+from inkdrop.latent import in_latents, of_pictures_only
 from inkdrop.model import Model
 from inkdrop.session import How, Session, open_session
 
@@ -33,6 +34,7 @@ class _Passes(NamedTuple):
     jump: int | None
 
 
+@in_latents("images", keep="keep")
 def inpaint(
     model: Model | Denoiser,
     images: Tensor,
@@ -70,6 +72,7 @@ def inpaint(
     return _filled(session, images, keep, session.grid(), _Passes(resample, jump))
 
 
+@of_pictures_only
 def outpaint(
     model: Model | Denoiser,
     images: Tensor,

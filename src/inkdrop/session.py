@@ -198,7 +198,7 @@ def check_images(model: Model | Denoiser, data: Tensor, what: str, *, ranged: bo
         raise BadArgument(f"{what} images: got none, need at least 1")
     if not bool(torch.isfinite(data).all()):
         raise BadData(f"{what} images: got values that are not finite")
-    if ranged and is_picture(shape):
+    if ranged and is_picture(shape) and getattr(model, "ranged", True):
         check_range(data, f"{what} images")
 
 

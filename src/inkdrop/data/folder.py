@@ -17,6 +17,7 @@ from inkdrop.data.arrays import check_rows, check_split
 from inkdrop.data.form import Form, Wish, infer
 from inkdrop.data.images import Header, Resize, decode, inspect, resized
 from inkdrop.data.layout import Entry, Layout, arrange
+from inkdrop.data.metadata import Columns
 from inkdrop.data.store import Problem, Store, open_store
 from inkdrop.errors import BadArgument, BadData
 
@@ -34,6 +35,8 @@ def folder(
     resize: Resize = "none",
     channels: Literal["auto", "grey", "rgb", "rgba"] = "auto",
     background: Literal["white", "black"] = "white",
+    label: str | None = None,
+    attributes: tuple[str, ...] = (),
     holdout: float = HOLDOUT,
     cache: bool = True,
 ) -> Pictures:
@@ -50,6 +53,9 @@ def folder(
             middle out, "stretch" scales both sides.
         channels: "auto" keeps grey if all images are grey, keeps alpha if all have one, and is RGB otherwise.
         background: what an alpha that is not kept is laid over.
+        label: the column of the metadata table that holds the class; label, class or category by default.
+        attributes: columns of the table that hold numbers, which become continuous attributes as they are; bring them
+            to a range of about [-1, 1].
         holdout: the share held out, in [0, 1); 0 holds none out.
         cache: whether the decoded pixels stay in memory if they take at most 2 GiB; the files are then decoded at once,
             so that a damaged one is found before training, not during it.
@@ -61,14 +67,14 @@ def folder(
     check_split(split)
     wish = Wish.of(size, resize, channels, background)
     store = open_store(data)
-    layout = arrange(store)
+    layout = arrange(store, Columns(label, tuple(attributes)) if label or attributes else None)
     rows = divide(layout, split, holdout, store.path)
     scan = _scan(store, layout.entries, set(rows), wish, _ROOM if cache else 0)
     if scan.problems:
         raise BadData(_unreadable(store.path, scan.problems, len(layout.entries) + len(store.refused)))
     form = infer(scan.headers, [entry.file for entry in layout.entries], wish, store.path)
     entries = [layout.entries[row] for row in rows]
-    return Pictures(store, layout, entries, scan.digests, form, scan.pixels)
+    return Pictures(store, layout, entries, scan.digests, form, scan.pixels, tuple(attributes))
 
 
 class Pictures:
@@ -76,7 +82,8 @@ class Pictures:
 
     Attributes:
         texts: the caption of each row (None where a row has none), or None if no row has one; they are not part of
-            the conditions.
+            the conditions, for a recipe says how they are read.
+        attributes: the names of the continuous attributes, in order.
         form: the shape and channels that every image is brought to.
 
     Args:
@@ -86,6 +93,7 @@ class Pictures:
         digests: the hash of the bytes of each.
         form: what they are brought to.
         pixels: what they decode to, or None to decode them when they are taken; emptied.
+        attributes: the names of the entries' values.
     """
 
     def __init__(
@@ -96,10 +104,12 @@ class Pictures:
         digests: Sequence[str],
         form: Form,
         pixels: list[np.ndarray] | None = None,
+        attributes: tuple[str, ...] = (),
     ) -> None:
         self._store, self._entries, self.form = store, tuple(entries), form
         self.shape: tuple[int, ...] = (form.bands, *form.size)
-        self.classes = layout.classes
+        self.classes, self.attributes = layout.classes, attributes
+        self._values = torch.tensor([entry.values for entry in entries], dtype=torch.float32)
         self.levels = form.levels
         self.source = f"{store.path.name or store.path} ({layout.kind}), the user's own images, under their own licence"
         self.texts = tuple(entry.text for entry in entries) if any(entry.text for entry in entries) else None
@@ -126,7 +136,9 @@ class Pictures:
         pixels = np.empty((len(found), *self.shape), dtype=self.form.dtype)
         for i, row in enumerate(found):
             pixels[i] = self._load(row) if self._cache is None else self._cache[row]
-        return torch.from_numpy(self.form.floats(pixels)), Cond(label=self._labels[found]) if self.classes else None
+        label = self._labels[found] if self.classes else None
+        cond = Cond(label=label, vec=self._values[found] if self.attributes else None)
+        return torch.from_numpy(self.form.floats(pixels)), cond if cond.present else None
 
     def _load(self, row: int) -> np.ndarray:
         file = self._entries[row].file
@@ -219,7 +231,8 @@ def _fingerprint(classes: Sequence[str], entries: Sequence[Entry], digests: Sequ
     """SHA-256 of the form, the class names, and of each image its name, label, caption and bytes."""
     total = hashlib.sha256(json.dumps(["pixels 1", form, classes]).encode())
     for entry, digest in zip(entries, digests, strict=True):
-        total.update(json.dumps([entry.key, entry.label, entry.text, digest]).encode())
+        values = [entry.values] if entry.values else []
+        total.update(json.dumps([entry.key, entry.label, entry.text, digest, *values]).encode())
     return total.hexdigest()
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from inkdrop.data.images import is_image
-from inkdrop.data.metadata import TABLES, Row, read_table
+from inkdrop.data.metadata import TABLES, Columns, Row, read_table
 from inkdrop.data.store import Store, natural
 from inkdrop.errors import BadData
 
@@ -26,6 +26,7 @@ class Entry(NamedTuple):
         split: "train" or "test" where the layout says so, else None.
         label: its class name, or None.
         text: its caption, or None.
+        values: its continuous attributes.
     """
 
     file: str
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     split: str | None
     label: str | None
     text: str | None
+    values: tuple[float, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -51,8 +53,12 @@ class Layout(NamedTuple):
     kind: str
 
 
-def arrange(store: Store) -> Layout:
+def arrange(store: Store, columns: Columns | None = None) -> Layout:
     """The layout of a store.
+
+    Args:
+        store: the files.
+        columns: of the table, what is read besides those of usual names; there must be a table.
 
     A folder that alone holds all images is entered first. Folders train and test (or validation, valid, val) are
     splits if no image lies beside them. Labels come from the table if one has a column for labels or captions (then
@@ -67,7 +73,11 @@ def arrange(store: Store) -> Layout:
         found = f"{len(store.names)} other files ({', '.join(others[:6])})" if others else "nothing"
         found += "".join(f", and {file}: {reason}" for file, reason in store.refused[:1])
         raise BadData(f"{store.path}: no images, found {found}; read are PNG, JPEG, WebP, BMP, GIF and .npy")
-    rows, table = _tables(store)
+    rows, table = _tables(store, columns or Columns())
+    if columns is not None and columns != Columns() and not table:
+        raise BadData(
+            f"{store.path}: no table with labels or captions, so there is no column to read; add metadata.csv"
+        )
     listed = _listed(rows, images, table) if table else images
     root = _enter(listed)
     splits = _splits(listed, root)
@@ -76,9 +86,8 @@ def arrange(store: Store) -> Layout:
     for name in chosen:
         key = name.removeprefix(root)
         split = splits[key.split("/")[0]] if splits is not None else None
-        entries.append(
-            Entry(name, key, split, rows[name].label, rows[name].text) if table else Entry(name, key, split, None, None)
-        )
+        row = rows[name] if table else Row(name, name, None, None)
+        entries.append(Entry(name, key, split, row.label, row.text, row.values))
     if not table:
         entries = _by_folders(entries)
     _check_labels(entries, rows, table)
@@ -90,7 +99,7 @@ def arrange(store: Store) -> Layout:
     return Layout(tuple(entries), classes, tuple(unused), kind)
 
 
-def _tables(store: Store) -> tuple[dict[str, Row], str]:
+def _tables(store: Store, columns: Columns) -> tuple[dict[str, Row], str]:
     """The rows of every table, by the image's name in the store, and the name of the tables ("" if none counts)."""
     rows: dict[str, Row] = {}
     used: set[str] = set()
@@ -98,8 +107,8 @@ def _tables(store: Store) -> tuple[dict[str, Row], str]:
     if len({table.parent for table in tables}) < len(tables):
         raise BadData(f"{store.path}: several of {', '.join(TABLES)} in one folder; keep one")
     for table in tables:
-        found = read_table(store.read(str(table)), str(table))
-        if not any(row.label is not None or row.text is not None for row in found):
+        found = read_table(store.read(str(table)), str(table), columns)
+        if not any(row.label is not None or row.text is not None or row.values for row in found):
             continue
         used.add(table.name)
         for row in found:

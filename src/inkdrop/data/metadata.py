@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -12,13 +13,25 @@ from typing import Any, NamedTuple
 from inkdrop.data.store import unsafe
 from inkdrop.errors import BadData
 
-__all__ = ["TABLES", "Row", "read_table"]
+__all__ = ["TABLES", "Columns", "Row", "read_table"]
 
 TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv")
 
 _FILE = ("file_name", "filename", "file", "image", "path")
 _LABEL = ("label", "class", "category")
 _TEXT = ("text", "caption")
+
+
+class Columns(NamedTuple):
+    """Which columns of a table are read besides those of usual names.
+
+    Attributes:
+        label: that of the class; None for label, class or category.
+        attributes: those of continuous attributes, numbers in every row.
+    """
+
+    label: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):
@@ -29,22 +42,29 @@ class Row(NamedTuple):
         file: the image, relative to the table's folder.
         label: its class name, or None.
         text: its caption, or None.
+        values: its attributes, in the order of the columns asked for.
     """
 
     where: str
     file: str
     label: str | None
     text: str | None
+    values: tuple[float, ...] = ()
 
 
-def read_table(data: bytes, name: str) -> list[Row]:
+def read_table(data: bytes, name: str, columns: Columns | None = None) -> list[Row]:
     """The rows of metadata.jsonl, metadata.csv or labels.csv (UTF-8).
 
     The columns are file_name (or filename, file, image, path), and label (class, category) or text (caption) or both;
-    other columns are left alone. A label is a string or a whole number.
+    other columns are left alone, but those asked for. A label is a string or a whole number.
+
+    Args:
+        data: the content.
+        name: of the file, for messages.
+        columns: what is read besides.
 
     Raises:
-        BadData: not such a table, a file named twice, or a name that leads outside; the line is named.
+        BadData: a column asked for that is not there, or an attribute that is no finite number; not such a table, a file named twice, or a name that leads outside; the line is named.
     """
     try:
         content = data.decode("utf-8-sig")
@@ -53,7 +73,8 @@ def read_table(data: bytes, name: str) -> list[Row]:
     lines = _json_lines(content, name) if name.endswith(".jsonl") else _csv_lines(content, name)
     rows: dict[str, Row] = {}
     for where, line in lines:
-        row = _row(where, {key.strip().lower(): value for key, value in line.items() if isinstance(key, str)})
+        plain = {key.strip().lower(): value for key, value in line.items() if isinstance(key, str)}
+        row = _row(where, plain, columns or Columns())
         if row.file in rows:
             raise BadData(f"{where}: {row.file} is named twice, first in {rows[row.file].where}")
         rows[row.file] = row
@@ -86,19 +107,33 @@ def _csv_lines(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise BadData(f"{name} line {reader.line_num}: not CSV ({error})") from error
 
 
-def _row(where: str, line: dict[str, Any]) -> Row:
+def _row(where: str, line: dict[str, Any], columns: Columns) -> Row:
     file = _cell(line, _FILE)
     if not isinstance(file, str) or not file.strip():
         raise BadData(f"{where}: no file name; need a column file_name (or {', '.join(_FILE[1:])})")
     reason = unsafe(file)
     if reason is not None:
         raise BadData(f"{where}: got {file!r}, {reason}; need a name relative to the table's folder")
-    label, text = _cell(line, _LABEL), _cell(line, _TEXT)
+    for column in (*([columns.label] if columns.label else []), *columns.attributes):
+        if column.lower() not in line:
+            raise BadData(f"{where}: no column {column!r}; there are {', '.join(line)}")
+    label, text = _cell(line, (columns.label.lower(),) if columns.label else _LABEL), _cell(line, _TEXT)
     if isinstance(label, bool) or not isinstance(label, str | int | None):
         raise BadData(f"{where}: got the label {label!r}, need a string or a whole number")
     if not isinstance(text, str | None):
         raise BadData(f"{where}: got the text {text!r}, need a string")
-    return Row(where, PurePosixPath(file).as_posix(), None if label in (None, "") else str(label), text or None)
+    values = tuple(_number(where, column, line[column.lower()]) for column in columns.attributes)
+    return Row(where, PurePosixPath(file).as_posix(), None if label in (None, "") else str(label), text or None, values)
+
+
+def _number(where: str, column: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise BadData(f"{where}: got {value!r} for {column}, need a finite number")
+    return number
 
 
 def _cell(line: dict[str, Any], names: tuple[str, ...]) -> Any:

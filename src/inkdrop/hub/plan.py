@@ -8,36 +8,29 @@ to agree with it, noise for noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from inkdrop.find import Part
 from inkdrop.hub.config import Config
-from inkdrop.hub.schedule import EDM, FLOW, KARRAS, MULTISTEP, PLAIN, Noising, family_of, read_noising, schedule_of
+from inkdrop.hub.schedule import (
+    EDM,
+    ELSEWHERE,
+    FLOW,
+    KARRAS,
+    MULTISTEP,
+    PLAIN,
+    Noising,
+    family_of,
+    read_noising,
+    schedule_of,
+)
+from inkdrop.hub.solver import sampler_of
 from inkdrop.plan import Plan
 
 __all__ = ["Reading", "read_plan", "read_scheduler"]
 
-ELSEWHERE = frozenset(
-    """algorithm_type base_image_seq_len base_shift beta_end beta_schedule beta_start clip_sample clip_sample_range
-    disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type
-    invert_sigmas lambda_min_clipped lower_order_final max_image_seq_len max_shift noise_sampler_seed
-    num_train_timesteps original_inference_steps predict_x0 prediction_type rescale_betas_zero_snr rho
-    sample_max_value set_alpha_to_one shift shift_terminal sigma_data sigma_max sigma_min sigma_schedule
-    skip_prk_steps solver_order solver_p solver_type steps_offset stochastic_sampling thresholding time_shift_type
-    timestep_scaling timestep_spacing timestep_type trained_betas use_beta_sigmas use_dynamic_shifting
-    use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type""".split()
-)
-"""Every key of their schedulers. Configs carry keys of other classes than their own, which has no use for them."""
-
-_FEW = "with fewer than 15 steps theirs lowers the order of the last ones"
-_START = "theirs starts from sigma(1) times the noise, ours from the noise, which is 0.1 to 0.3 % larger"
-_VARIANCES = {
-    "fixed_small": "beta-tilde",
-    "fixed_large": "beta",
-    "learned_range": "learned",
-}
+_START = "theirs starts from sigma(1) times the noise, ours from the noise itself"
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ def read_scheduler(record: dict[str, Any], *, plan: Plan | None = None) -> Readi
 def read_plan(config: Config, noising: Noising) -> tuple[Plan, str, tuple[str, ...]]:
     """(plan, how the net's timesteps are rounded, notes) of a scheduler's config; steps are its pipelines' default."""
     name = family_of(config)
-    sampler, notes = _SAMPLERS[name](config)
+    sampler, notes = sampler_of(config, name)
     grid, rounding, more = _grid(config, name, noising)
     total = schedule_of(noising.schedule).steps
     steps = total if name == "DDPMScheduler" else min(50, total - (name in MULTISTEP))
@@ -216,103 +209,3 @@ def _grid_of_flow(config: Config, noising: Noising) -> tuple[Part, str, tuple[st
     plain = noising.schedule.knobs["shift"] == 1
     notes = () if plain else ("theirs shifts its least level twice, so that its levels lie a little above ours",)
     return Part("linspace", {"rounded": False}), "none", notes
-
-
-# ---- samplers ------------------------------------------------------------------------------------------------
-
-Sampler = tuple[Part, tuple[str, ...]]
-
-
-def _ddpm(config: Config) -> Sampler:
-    kind = _VARIANCES[config.choice("variance_type", "fixed_small", tuple(_VARIANCES))]
-    return Part("ddpm", {} if kind == "beta-tilde" else {"variance": kind}), ()
-
-
-def _ddim(config: Config) -> Sampler:
-    note = "clipping agrees with theirs at use_clipped_model_output=True, an argument of its pipeline"
-    return Part("ddim"), (note,) if config.flag("clip_sample", True) else ()
-
-
-def _pndm(config: Config) -> Sampler:
-    config.only("skip_prk_steps", False if "skip_prk_steps" not in config.record else True)
-    if not config.flag("skip_prk_steps", False):
-        raise config.error("skip_prk_steps", "true: its Runge–Kutta start has no counterpart here")
-    config.choice("prediction_type", "epsilon", ("epsilon",))  # of v, theirs averages v and not eps
-    return Part("plms"), ()
-
-
-def _dpm(config: Config) -> Sampler:
-    """DPM-Solver++ and its SDE kind, multistep."""
-    kind = config.choice("algorithm_type", "dpmsolver++", ("dpmsolver++", "sde-dpmsolver++"))
-    order = config.integer("solver_order", 2, 1, 3)
-    config.choice("solver_type", "midpoint", {2: ("midpoint",), 3: ("heun",)}.get(order, ("midpoint", "heun")))
-    config.only("variance_type", None, "learned", "learned_range")  # whose second half ours leaves out, too
-    lowered = config.flag("lower_order_final", True)
-    config.only("euler_at_final", False)
-    if order > 1 and lowered and config.get("final_sigmas_type", "zero") != "zero":
-        raise config.error("final_sigmas_type", "zero beside lower_order_final")
-    if kind == "dpmsolver++":
-        part = {1: Part("ddim"), 2: Part("dpmpp_2m"), 3: Part("dpmpp_3m")}[order]
-    else:
-        part = {1: Part("ddim", {"eta": 1.0}), 2: Part("dpmpp_2m_sde"), 3: Part("dpmpp_3m_sde")}[order]
-    wrong = ("theirs of order 3 has a wrong factor, with which it is of lower order",) if order == 3 else ()
-    return part, (*wrong, *((_FEW,) if order == 3 and lowered else ()))
-
-
-def _singlestep(config: Config) -> Sampler:
-    if config.integer("solver_order", 2, 1, 3) != 1:
-        raise config.error("solver_order", "1: above, its steps share the levels of the grid, which ours do not")
-    config.choice("algorithm_type", "dpmsolver++", ("dpmsolver++",))
-    config.only("variance_type", None, "learned", "learned_range")
-    config.skip("solver_type", "lower_order_final")
-    return Part("ddim"), ()
-
-
-def _unipc(config: Config) -> Sampler:
-    config.only("predict_x0", True)
-    config.only("disable_corrector", [])
-    config.only("solver_p", None)
-    config.only("lower_order_final", True)
-    order, kind = config.integer("solver_order", 2, 1, 3), config.choice("solver_type", "bh2", ("bh1", "bh2"))
-    return Part("unipc", {"predictor_order": order, "variant": kind.replace("h", "")}), ()
-
-
-def _deis(config: Config) -> Sampler:
-    config.only("algorithm_type", "deis")
-    config.only("solver_type", "logrho")
-    order = config.integer("solver_order", 2, 1, 3)
-    few = order > 1 and config.flag("lower_order_final", True)
-    return Part("deis", {"order": order}), (_FEW,) if few else ()
-
-
-def _euler(config: Config) -> Sampler:
-    config.only("interpolation_type", "linear")
-    config.only("timestep_type", "discrete")
-    config.only("sigma_min", None)
-    config.only("sigma_max", None)
-    return Part("euler"), ()
-
-
-def _plain(part: Part, *notes: str) -> Callable[[Config], Sampler]:
-    return lambda config: (part, notes)
-
-
-_SAMPLERS: dict[str, Callable[[Config], Sampler]] = {
-    "DDIMScheduler": _ddim,
-    "DDPMScheduler": _ddpm,
-    "DEISMultistepScheduler": _deis,
-    "DPMSolverMultistepScheduler": _dpm,
-    "DPMSolverSDEScheduler": _plain(Part("dpmpp_2s_sde")),
-    "DPMSolverSinglestepScheduler": _singlestep,
-    "EDMDPMSolverMultistepScheduler": _dpm,
-    "EDMEulerScheduler": _plain(Part("euler")),
-    "EulerAncestralDiscreteScheduler": _plain(Part("euler_ancestral")),
-    "EulerDiscreteScheduler": _euler,
-    "FlowMatchEulerDiscreteScheduler": _plain(Part("euler")),
-    "FlowMatchHeunDiscreteScheduler": _plain(Part("heun")),
-    "HeunDiscreteScheduler": _plain(Part("heun", {"space": "rho"})),
-    "KDPM2AncestralDiscreteScheduler": _plain(Part("dpm2_ancestral")),
-    "KDPM2DiscreteScheduler": _plain(Part("dpm2")),
-    "LMSDiscreteScheduler": _plain(Part("lms"), "theirs keeps its order in the step into clean, ours steps to x0"),
-    "PNDMScheduler": _pndm,
-}

@@ -16,7 +16,21 @@ from inkdrop.errors import BadArgument
 from inkdrop.find import Part, build
 from inkdrop.hub.config import Config
 
-__all__ = ["EDM", "FLOW", "TABLES", "Noising", "family_of", "floored", "read_noising", "schedule_of", "write_betas"]
+__all__ = [
+    "EDM",
+    "ELSEWHERE",
+    "FLOW",
+    "KARRAS",
+    "MULTISTEP",
+    "PLAIN",
+    "TABLES",
+    "Noising",
+    "family_of",
+    "floored",
+    "read_noising",
+    "schedule_of",
+    "write_betas",
+]
 
 PLAIN = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 MULTISTEP = (
@@ -52,6 +66,20 @@ _FLOORED_ZERO = (
     "UniPCMultistepScheduler",
 )
 _FLOOR = 2.0**-24
+
+_KEYS = """
+algorithm_type base_image_seq_len base_shift beta_end beta_schedule beta_start clip_sample clip_sample_range
+disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type
+invert_sigmas lambda_min_clipped lower_order_final max_image_seq_len max_shift noise_sampler_seed num_train_timesteps
+original_inference_steps predict_x0 prediction_type rescale_betas_zero_snr rho sample_max_value set_alpha_to_one shift
+shift_terminal sigma_data sigma_max sigma_min sigma_schedule skip_prk_steps solver_order solver_p solver_type
+steps_offset stochastic_sampling thresholding time_shift_type timestep_scaling timestep_spacing timestep_type
+trained_betas use_beta_sigmas use_dynamic_shifting use_exponential_sigmas use_flow_sigmas use_karras_sigmas
+use_lu_lambdas variance_type
+"""
+ELSEWHERE = frozenset(_KEYS.split())
+"""Every key of their schedulers. Configs carry keys of other classes than their own, which has no use for them."""
+
 _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
@@ -139,7 +167,13 @@ def _table(config: Config, name: str) -> Part:
     if not rescaled:
         return Part(kind, knobs)
     part = Part(kind, {**knobs, "zero_terminal": True})
-    return part if name in _EXACT_ZERO else floored(part)
+    if name in _EXACT_ZERO:
+        return part
+    try:
+        return floored(part)
+    except BadArgument:
+        need = "false: their last alpha², 2^-24, is above the one before it"
+        raise config.error("rescale_betas_zero_snr", need) from None
 
 
 def _listed(config: Config, betas: Any, steps: int) -> list[float]:
@@ -151,11 +185,17 @@ def _listed(config: Config, betas: Any, steps: int) -> list[float]:
 
 
 def floored(part: Part) -> Part:
-    """A table of zero terminal SNR whose last alpha² is 2^−24 instead, as their solvers in log-SNR have it."""
+    """A table of zero terminal SNR whose last alpha² is 2^−24 instead, as their solvers in log-SNR have it.
+
+    Raises:
+        BadArgument: no table of betas, or one whose last but one alpha² is below that.
+    """
     table = schedule_of(part)
     if not isinstance(table, Table):
         raise BadArgument(f"schedule {part.name}: is no table of betas")
     abar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - table.betas).cumprod(0)])
+    if float(abar[-2]) <= _FLOOR:
+        raise BadArgument(f"schedule {part.name}: its last but one alpha² is below 2^-24")
     abar[-1] = _FLOOR
     return Part("table", {"betas": (1 - abar[1:] / abar[:-1]).tolist()})
 

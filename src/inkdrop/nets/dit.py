@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ _WAVE = 256
 
 _STD = 0.02
 """The standard deviation of the first weights of time and class, as in the paper's code."""
-
-_PORT_EPS = 1e-5
-"""What diffusers' port adds to the variance in the norm before the perceptron."""
 
 
 class DiT(nn.Module):
@@ -147,7 +144,7 @@ def dit(
     checkpoint: bool = False,
     embedding: Wave = "sinusoidal",
     fourier_scale: float | None = None,
-    port: bool = False,
+    eps: float = NORM_EPS,
     shared: bool = True,
 ) -> DiT:
     """A diffusion transformer (adaLN-Zero) for images and latents of any size that the patch divides.
@@ -172,22 +169,20 @@ def dit(
         checkpoint: compute blocks again in the backward pass, to save memory.
         embedding: of the time, "sinusoidal" for any clock or "fourier" for a clock of order 1.
         fourier_scale: the standard deviation of the Fourier frequencies, in cycles a unit of clock; 16 if None.
-        port: as diffusers has it: the slowest wave of the time at exactly 1/10000, 1e-5 in each block's second norm.
+        eps: added to the variance in each block's second norm, > 0; 1e-5 in the weights that diffusers publishes.
         shared: one embedding of time and class for all blocks; False for one a block, as diffusers stores them.
 
     Raises:
         BadShape: shape is not (C, H, W), or the patch does not divide it.
         BadArgument: a knob is out of its range, or has no effect.
     """
-    size = _check(shape, patch, width, depth, heads, mlp_ratio, dropout)
+    size = _check(shape, patch, width, depth, heads, mlp_ratio, dropout, eps)
     reader = _reader(width, heads, vocabulary, features, length, text)
-    also = ("text",) * (reader is not None) + ("image",) * (image > 0)
-    terms = (classes, attributes, image, augment, also)
-    contexts = [_context(width, *terms, embedding, fourier_scale, port) for _ in range(1 if shared else depth)]
-    form = (width, heads, round(mlp_ratio * width), reader is not None and text != "joint", dropout, port)
-    return DiT(
-        size, patch, contexts, reader, image, [_block(*form) for _ in range(depth)], learned_variance, checkpoint
-    )
+    terms = (classes, attributes, reader is not None, image, augment)
+    contexts = [_context(width, *terms, embedding, fourier_scale) for _ in range(1 if shared else depth)]
+    form = (width, heads, round(mlp_ratio * width), reader is not None and text != "joint", dropout, eps)
+    blocks = [DiTBlock(*form) for _ in range(depth)]
+    return DiT(size, patch, contexts, reader, image, blocks, learned_variance, checkpoint)
 
 
 def dit_s(
@@ -315,7 +310,7 @@ def dit_mnist(
 
 
 def _check(
-    shape: tuple[int, ...], patch: int, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float
+    shape: tuple[int, ...], patch: int, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float, eps: float
 ) -> tuple[int, int, int]:
     """The shape, if it and the knobs that need no other are in range."""
     if len(shape) != 3 or min(shape) < 1:
@@ -332,6 +327,8 @@ def _check(
         raise BadArgument(f"dit mlp_ratio: got {mlp_ratio}, need more than 0; try 4")
     if not 0 <= dropout < 1:
         raise BadArgument(f"dit dropout: got {dropout}, need at least 0 and below 1")
+    if not eps > 0:
+        raise BadArgument(f"dit eps: got {eps}, need more than 0; try 1e-6")
     channels, high, wide = shape
     _grid(high, wide, patch)
     return channels, high, wide
@@ -352,6 +349,8 @@ def _grid(high: int, wide: int, patch: int) -> tuple[int, int]:
 
 def _reader(width: int, heads: int, vocabulary: int, features: int, length: int, text: str | None) -> Text | None:
     """What reads a text; None for a net without one."""
+    if text not in (None, "cross", "joint"):
+        raise BadArgument(f"dit text: got {text!r}, need cross or joint")
     if vocabulary or features:
         if length < 1:
             raise BadArgument(f"dit length: got {length} with a text, need at least 1 place; try 32")
@@ -366,27 +365,25 @@ def _context(
     width: int,
     classes: int,
     attributes: int,
+    text: bool,
     image: int,
     augment: bool,
-    also: tuple[str, ...],
     embedding: Wave,
     fourier_scale: float | None,
-    port: bool,
 ) -> Context:
-    """What the blocks are told, started as the paper's code does: small weights, no biases, class vectors near 0."""
+    """What the blocks are told, started as in the paper's code: small weights, no biases, class vectors near 0."""
     if augment and not image:
         raise BadArgument("dit augment: got true, but this net takes no image; try image=n, or leave it out")
-    wave: dict[str, Any] = {"shift": float(port), "cos_first": True} if embedding == "sinusoidal" else {}
     context = Context(
         _WAVE,
         width,
         classes=classes,
         attributes=attributes,
         augment=augment,
-        also=also,
+        also=("text",) * text + ("image",) * (image > 0),
         embedding=embedding,
         fourier_scale=fourier_scale,
-        **wave,
+        cos_first=embedding == "sinusoidal",
     )
     for layer in (context.linear1, context.linear2):
         nn.init.normal_(layer.weight, std=_STD)
@@ -394,7 +391,3 @@ def _context(
     if context.label is not None:
         nn.init.normal_(context.label.table.weight, std=_STD)
     return context
-
-
-def _block(width: int, heads: int, hidden: int, cross: bool, dropout: float, port: bool) -> DiTBlock:
-    return DiTBlock(width, heads, hidden, cross=cross, dropout=dropout, eps=_PORT_EPS if port else NORM_EPS)

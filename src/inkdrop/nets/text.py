@@ -109,13 +109,15 @@ class Text(nn.Module):
 
         Raises:
             BadShape: text of another kind or width than it was made for, or longer than `length`.
-            BadArgument: a token out of range (looked at on the CPU only).
+            BadArgument: a token out of range, or a row that is not null without any place to look at (looked at on the
+                CPU only, and not while compiling).
         """
         if cond is None or cond.text is None or cond.text_mask is None:
             tokens = self.null.expand(rows, -1, -1)
             return Words(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), tokens.mean(1))
-        tokens, mask = self._read(cond.text, cond.text_mask), cond.text_mask
         none, count = cond.null_rows("text"), len(self.null)
+        mask = cond.text_mask | none[:, None]  # what a null row says is never used, but its softmax must be finite
+        tokens = self._read(cond.text, mask)
         places = max(count, tokens.shape[1])
         tokens, mask = (_padded(part, places) for part in (tokens, mask))
         null, seen = _padded(self.null[None], places), torch.arange(places, device=mask.device)[None] < count
@@ -125,27 +127,32 @@ class Text(nn.Module):
         return Words(tokens, mask, (tokens * share).sum(1) / share.sum(1))
 
     def _read(self, text: Tensor, mask: Tensor) -> Tensor:
-        """Tokens (B, L) or embeddings (B, L, features) -> (B, L, width)."""
+        """Tokens (B, L) or embeddings (B, L, features), and a mask (B, L) -> (B, L, width)."""
         if text.ndim != (2 if self.vocabulary else 3) or text.shape[1] > self.length:
             need = "tokens (B, L)" if self.vocabulary else f"embeddings (B, L, {self.features})"
             raise BadShape(f"cond text: got shape {tuple(text.shape)}, need {need}, L at most {self.length}")
+        self._look(text, mask)
         if not self.vocabulary:
             if text.shape[2] != self.features:
                 raise BadShape(f"cond text: got embeddings of {text.shape[2]} numbers, need {self.features}")
-            return (
-                self.linear(text.to(self.linear.weight.dtype))
-                if self.features != self.width
-                else text.to(self.null.dtype)
-            )
-        if text.device.type == "cpu" and not torch.compiler.is_compiling():
-            wrong = text[(text < 0) | (text >= self.vocabulary)]
-            if len(wrong):
-                raise BadArgument(f"cond text: got token {int(wrong[0])}, need 0 to {self.vocabulary - 1}")
+            given = text.to(self.null.dtype)
+            return given if self.features == self.width else self.linear(given)
         h = self.table(text) + self.place[: text.shape[1]]
         for block in self.blocks:
             h = block(h, mask)
         y: Tensor = self.norm(h)
         return y
+
+    def _look(self, text: Tensor, mask: Tensor) -> None:
+        """Refuse what cannot be read; on an accelerator the look would wait for the device."""
+        if text.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if not bool(mask.any(1).all()):
+            raise BadArgument("cond text: got a row without any place to look at, need one at least; try null rows")
+        if self.vocabulary:
+            wrong = text[(text < 0) | (text >= self.vocabulary)]
+            if len(wrong):
+                raise BadArgument(f"cond text: got token {int(wrong[0])}, need 0 to {self.vocabulary - 1}")
 
 
 def _padded(part: Tensor, places: int) -> Tensor:

@@ -164,7 +164,6 @@ class DiTBlock(nn.Module):
         width: int,
         heads: int,
         hidden: int,
-        *,
         cross: bool = False,
         dropout: float = 0.0,
         eps: float = NORM_EPS,

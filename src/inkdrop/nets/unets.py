@@ -7,8 +7,8 @@ from typing import Any
 from inkdrop.nets.unet import UNet, unet
 
 __all__ = [
-    "unet_adm256",
     "unet_adm64",
+    "unet_adm256",
     "unet_cifar10",
     "unet_digits",
     "unet_latent",
@@ -161,7 +161,7 @@ def unet_adm64(
 ) -> UNet:
     """ADM's net for ImageNet at 64×64: 296 M parameters with its 1,000 classes, attention at 32, 16 and 8 pixels.
 
-    Reference: Dhariwal & Nichol 2021, table 11.
+    Reference: Dhariwal & Nichol 2021, the table of hyperparameters in its appendix.
     """
     return _adm(
         shape,
@@ -186,7 +186,7 @@ def unet_adm256(
 ) -> UNet:
     """ADM's net for ImageNet at 256×256: 554 M parameters with its 1,000 classes, attention at 32, 16 and 8 pixels.
 
-    Reference: Dhariwal & Nichol 2021, table 11.
+    Reference: Dhariwal & Nichol 2021, the table of hyperparameters in its appendix.
     """
     return _adm(
         shape,

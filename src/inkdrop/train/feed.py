@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.bundle import Bundle, pair_of, terms_of
-from inkdrop.codec import Codec
+from inkdrop.codec import Codec, Latents, load_codec
 from inkdrop.condition import Told
 from inkdrop.core.cond import Cond, Terms
 from inkdrop.core.dataset import Data
@@ -62,8 +62,6 @@ class Feed:
         self.codec: Codec | None = None
         self._states: dict[int, Data] = {}
         if recipe.codec is not None:
-            from inkdrop.codec import Latents, load_codec
-
             self.codec = load_codec(recipe.codec, device=str(device))
             self._states = {id(data): Latents(data, self.codec) for data in (self.data, self.held_out)}
         self.shape: tuple[int, ...] = self._state(self.data).shape
