@@ -12,6 +12,7 @@ import typer
 
 from inkdrop import __version__
 from inkdrop.cli_edit import edit
+from inkdrop.cli_parts import train_autoencoder, train_classifier
 from inkdrop.errors import Busy, Cancelled, InkdropError
 from inkdrop.options import (
     Attribute,
@@ -269,33 +270,8 @@ def evaluate(
         jobs.write_figures(figures, out)
 
 
-@app.command("classifier")
-def train_classifier(
-    checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="Folder to write; must be new.")],
-    max_steps: Annotated[int, typer.Option(help="Updates.")] = 1500,
-    width: Annotated[int, typer.Option(help="Channels of its first blocks.")] = 32,
-    data: Annotated[Path | None, typer.Option(help="Where the data are, if they moved since training.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
-    trust: Trust = False,
-    device: Device = "auto",
-) -> None:
-    """Train a classifier of a run's noisy images.
-
-    It guides samples: inkdrop sample RUN --classifier OUT --set classifier.scale=2.
-    """
-    from inkdrop import jobs
-    from inkdrop.screen import Screen
-    from inkdrop.train.classifier import fit_classifier
-    from inkdrop.train.loop import choose
-
-    recipe = choose(jobs.open_bundle(checkpoint, "ema", trust, "cpu").recipe, data=data)
-    jobs.refuse_folder(out, False)
-    with Screen() as screen:
-        heard = screen.task("training the classifier")
-        made = fit_classifier(recipe, out, steps=max_steps, width=width, seed=seed, device=device, on_progress=heard)
-    shares = ", ".join(f"{share:.1%}" for share in made.card["accuracy"])
-    typer.echo(f"classifier: {out}, right on {shares} of held-out images, from clean to noise")
+app.command("classifier")(train_classifier)
+app.command("autoencoder")(train_autoencoder)
 
 
 @app.command()

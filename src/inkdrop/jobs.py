@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,21 +21,23 @@ from inkdrop.condition import Told, labels_of
 from inkdrop.core.ask import Belief
 from inkdrop.core.dataset import Data
 from inkdrop.drive import Step, watch
-from inkdrop.errors import BadArgument
+from inkdrop.errors import BadArgument, UnknownName
 from inkdrop.files import write_folder
 from inkdrop.find import Part, check_knobs, names, parse
 from inkdrop.generate import evaluating, plan_of, sample
 from inkdrop.plan import change, grid_of, needs_of, sampling
-from inkdrop.recipe import dump, open_data, set_knobs
+from inkdrop.recipe import dump, open_data, set_knobs, valid, with_knob
 from inkdrop.said import Said, each, told_by
 from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import device_of
 
 if TYPE_CHECKING:
     from inkdrop.screen import Screen
+    from inkdrop.train.autoencoder import Against
 
 __all__ = [
     "asks_of",
+    "autoencoder_parts",
     "draw",
     "likelihood_of",
     "open_bundle",
@@ -317,6 +319,41 @@ def score_bundle(
         "threads": torch.get_num_threads(),
     }
     return {**figures, **how}
+
+
+def autoencoder_parts(name: str, data: Path | None, settings: Iterable[str]) -> tuple[Part, Part, Against]:
+    """What an autoencoder is trained on, what it is, and what it is measured against, from a command's options.
+
+    Args:
+        name: of the data set.
+        data: where it is.
+        settings: "data.KNOB=VALUE", "net=NAME", "net.KNOB=VALUE" or "against.KNOB=VALUE".
+
+    Raises:
+        UnknownName: no such data set, net or knob.
+        BadArgument: a value that does not fit, or data to a set that takes none.
+    """
+    from inkdrop.train.autoencoder import Against
+
+    parts = {"data": with_knob("data", Part(""), "", name), "net": Part("autoencoder_small")}
+    if data is not None:
+        parts["data"] = with_knob("data", parts["data"], "data", str(data.resolve()))
+    given: dict[str, Any] = {}
+    for text in settings:
+        path, sign, value = text.partition("=")
+        slot, _, knob = path.strip().partition(".")
+        if not sign or slot not in ("data", "net", "against") or (slot != "net" and not knob):
+            raise BadArgument(
+                f"--set: got {text!r}, need data.KNOB=VALUE, net=NAME, net.KNOB=VALUE or against.KNOB=VALUE"
+            )
+        if slot == "against":
+            given[knob] = parse(value.strip())
+        else:
+            parts[slot] = with_knob({"data": "data", "net": "codecs"}[slot], parts[slot], knob, parse(value.strip()))
+    known = {f.name: f.type for f in fields(Against)}
+    if wrong := next((knob for knob in given if knob not in known), None):
+        raise UnknownName("against knob", wrong, known)
+    return parts["data"], parts["net"], valid(Against, given, "against")
 
 
 def write_figures(figures: Mapping[str, Any], path: Path) -> None:

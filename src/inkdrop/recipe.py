@@ -18,7 +18,18 @@ from inkdrop.errors import BadArgument, BadData, InkdropError, UnknownName
 from inkdrop.find import Part, build, check_knobs, find, knobs, parse
 from inkdrop.plan import Plan, change
 
-__all__ = ["Recipe", "Train", "denoiser_of", "dump", "open_data", "read", "refuse_foreign_code", "set_knobs"]
+__all__ = [
+    "Recipe",
+    "Train",
+    "denoiser_of",
+    "dump",
+    "open_data",
+    "read",
+    "refuse_foreign_code",
+    "set_knobs",
+    "valid",
+    "with_knob",
+]
 
 
 @dataclass(frozen=True)
@@ -165,9 +176,9 @@ def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
             raise UnknownName(f"{slot} knob", knob, allowed)
         if knob == "guide":
             return replace(recipe, plan=replace(plan, guide=_guide(plan, value)))
-        return replace(recipe, **{slot: _valid(type(old), {**_plain(old), knob: value}, slot)})
+        return replace(recipe, **{slot: valid(type(old), {**_plain(old), knob: value}, slot)})
     if slot not in SLOTS and any(p.name == slot for p in plan.guide):
-        guide = tuple(_knob("guide", p, knob, value) if p.name == slot else p for p in plan.guide)
+        guide = tuple(with_knob("guide", p, knob, value) if p.name == slot else p for p in plan.guide)
         return replace(recipe, plan=replace(plan, guide=guide))
     if slot not in SLOTS:
         raise UnknownName("--set slot", slot, [*SLOTS, "train", "plan", *(p.name for p in plan.guide)])
@@ -183,7 +194,7 @@ def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
         raise BadArgument(
             f"--set: got {slot}.{knob}, but there is no {slot}; name one first, as in {slot}={_FIRST[slot]}"
         )
-    changed: dict[str, Any] = {slot: _knob(SLOTS[slot], part or Part(""), knob, value)}
+    changed: dict[str, Any] = {slot: with_knob(SLOTS[slot], part or Part(""), knob, value)}
     return replace(recipe, plan=replace(plan, **changed)) if of_plan else replace(recipe, **changed)
 
 
@@ -200,8 +211,13 @@ def _guide(plan: Plan, value: Any) -> tuple[Part, ...]:
     return change(plan, guide=["none", *(own.get(name, name) for name in wanted)]).guide
 
 
-def _knob(room: str, part: Part, knob: str, value: Any) -> Part:
-    """The part with one knob changed, or another part if no knob is named; both checked at once."""
+def with_knob(room: str, part: Part, knob: str, value: Any) -> Part:
+    """The part with one knob changed, or another part if no knob is named; both checked at once.
+
+    Raises:
+        UnknownName: no such part or knob.
+        BadArgument: a value that does not fit.
+    """
     if not knob:
         find(room, str(value))
         return Part(str(value))
@@ -224,7 +240,7 @@ def _plain(thing: Any) -> Any:
     return str(thing) if isinstance(thing, Path) else thing
 
 
-def _valid(kind: type, plain: Any, what: str) -> Any:
+def valid(kind: type, plain: Any, what: str) -> Any:
     """A dataclass from plain JSON, checked by pydantic; one line on error."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -261,7 +277,7 @@ def read(source: Path | dict[str, Any]) -> Recipe:
         except (OSError, ValueError) as error:
             raise BadData(f"recipe {source}: cannot be read as JSON ({error})") from None
     _refuse_unknown(Recipe, source, "recipe")
-    recipe: Recipe = _valid(Recipe, source, "recipe")
+    recipe: Recipe = valid(Recipe, source, "recipe")
     return recipe
 
 
