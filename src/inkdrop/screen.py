@@ -187,6 +187,11 @@ def print_dry_run(recipe: Recipe, facts: dict[str, Any]) -> None:
     table.add_row("samples", f"{facts['samples']:,} to train on, {facts['held_out']:,} held out")
     table.add_row("shape", " × ".join(map(str, facts["shape"])))
     table.add_row("classes", f"{len(classes)}: {', '.join(classes)}" if classes else "none")
+    for name, count in facts["terms"].items():
+        if count and name != "classes":
+            table.add_row(name, f"{count:,}")
+    if facts["state_shape"] != facts["shape"]:
+        table.add_row("latents", " × ".join(map(str, facts["state_shape"])))
     table.add_row("parameters", f"{facts['parameters']:,}")
     table.add_row(
         "memory",
@@ -257,8 +262,13 @@ def print_card(folder: Path, record: dict[str, Any]) -> None:
         table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
     table.add_row("shape", " × ".join(map(str, record["shape"])))
     table.add_row("classes", ", ".join(record["classes"]) or "none")
-    for key in ("net", "schedule", "target", "clock", "scale", "loss"):
-        table.add_row(key, _call(recipe[key]))
+    if record["attributes"]:
+        table.add_row("attributes", ", ".join(record["attributes"]))
+    for key in ("net", "schedule", "target", "clock", "scale", "loss", "text", "image"):
+        if recipe[key] is not None:
+            table.add_row(key, _call(recipe[key]))
+    if record.get("codec"):
+        table.add_row("latents", f"of {_call(record['codec'])}")
     plan = recipe["plan"]
     guide = ", ".join(_call(p) for p in plan["guide"]) or "none"
     table.add_row(

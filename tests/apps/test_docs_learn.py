@@ -19,7 +19,7 @@ def test_the_path_is_there() -> None:
     assert [page.name for page in PAGES] == ["1-noise.md", "2-targets.md", "3-sampling.md", "4-guidance.md"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs/guides/conditioning.md"], ids=lambda page: page.stem)
 def test_a_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks share their names, as in a reader's session, and leave no file behind."""
     monkeypatch.chdir(tmp_path)

@@ -64,7 +64,8 @@ def read_table(data: bytes, name: str, columns: Columns | None = None) -> list[R
         columns: what is read besides.
 
     Raises:
-        BadData: a column asked for that is not there, or an attribute that is no finite number; not such a table, a file named twice, or a name that leads outside; the line is named.
+        BadData: a column asked for that is not there, or an attribute that is no finite number; not such a table, a
+            file named twice, or a name that leads outside; the line is named.
     """
     try:
         content = data.decode("utf-8-sig")

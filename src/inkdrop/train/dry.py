@@ -40,6 +40,8 @@ def dry_run(recipe: Recipe, device: str = "cpu") -> dict[str, Any]:
         "held_out": len(trainer.held_out),
         "shape": trainer.data.shape,
         "classes": trainer.data.classes,
+        "terms": trainer.feed.terms._asdict(),
+        "state_shape": trainer.feed.shape,
         "parameters": parameters,
         "bytes_fixed": 20 * parameters,
         "bytes_activations": int(activations * recipe.train.batch),
