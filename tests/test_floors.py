@@ -22,7 +22,21 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EDITS = ("inpaint", "outpaint", "img2img", "invert", "interpolate", "vary", "restore")
 COMMANDS = (
-    *("", "demo", "train", "resume", "sample", "eval", "classifier", "show", "list", "data", "data check", "edit"),
+    *(
+        "",
+        "demo",
+        "train",
+        "resume",
+        "sample",
+        "eval",
+        "classifier",
+        "autoencoder",
+        "show",
+        "list",
+        "data",
+        "data check",
+        "edit",
+    ),
     *(f"edit {name}" for name in EDITS),
 )
 SCREEN = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
@@ -105,12 +119,15 @@ def test_the_line_count_leaves_out_what_is_not_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "scripts").glob("*.py"))], ids=ident)
 def test_files_and_functions_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-    long = [
-        f"{node.name}: {size} lines"
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.FunctionDef) and (size := (node.end_lineno or 0) - node.lineno + 1) > 60
-    ]
-    assert long == []
+    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]
+    assert [f"{node.name}: {size} lines" for node in nodes if (size := lines_without_docstring(node)) > 60] == []
+
+
+def lines_without_docstring(node: ast.FunctionDef) -> int:
+    """Lines are never saved by cutting a docstring."""
+    first = node.body[0]
+    own = ast.get_docstring(node) is not None
+    return (node.end_lineno or 0) - node.lineno + 1 - ((first.end_lineno or 0) - first.lineno + 1 if own else 0)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=ident)

@@ -31,7 +31,7 @@ from inkdrop.edit.pairs import Pair
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
 from inkdrop.files import Writer, load_weights, own_sha256, sha256, tensors, write_folder, write_json
 from inkdrop.find import build
-from inkdrop.model import Examples
+from inkdrop.model import Examples, examples_of
 from inkdrop.plan import Plan
 from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, denoiser_of, dump, read, refuse_foreign_code
@@ -232,13 +232,16 @@ def _check_form(record: dict[str, Any]) -> None:
         raise BadCheckpoint(f"got shape {shape}, need positive sizes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise BadCheckpoint(f"got classes {classes!r}, need a list of names")
-    for name in ("attributes", "texts"):
-        if not all(isinstance(entry, str) for entry in record.setdefault(name, [])):
-            raise BadCheckpoint(f"got {name} {record[name]!r}, need a list of names")
-    if not set(record["texts"]) <= set(files):
-        raise BadCheckpoint(f"got texts {record['texts']!r}, which are not all among its files")
     if not isinstance(files, dict) or not isinstance(record.get("card", {}), dict):
         raise BadCheckpoint("files and card must be JSON objects")
+    for name in ("attributes", "texts"):
+        names = record.setdefault(name, [])
+        if not isinstance(names, list) or not all(isinstance(entry, str) for entry in names):
+            raise BadCheckpoint(f"got {name} {names!r}, need a list of names")
+    record["examples"] = examples_of(record.get("examples", {}))._asdict()
+    needed = [*record["texts"], *(["codec.safetensors"] if record.setdefault("codec", None) is not None else [])]
+    if lost := [name for name in needed if name not in files]:
+        raise BadCheckpoint(f"needs {lost[0]}, which is not among its files")
 
 
 def load(
@@ -286,9 +289,7 @@ def _built(recipe: Recipe, shape: tuple[int, ...], record: dict[str, Any], folde
     classes, attributes = tuple(record["classes"]), tuple(record["attributes"])
     terms = terms_of(len(classes), len(attributes), reader, pair_of(recipe, shape))
     denoiser = denoiser_of(recipe, shape if codec is None else codec.latent_shape, terms)
-    told = record.get("examples", {})
-    examples = Examples(tuple(told.get("texts", ())), tuple(tuple(row) for row in told.get("attributes", ())))
     card, levels = record.get("card", {}), record.get("levels")
     made = Bundle(recipe, denoiser, shape, classes, levels, card)
-    made.attributes, made.reader, made.codec, made.examples = attributes, reader, codec, examples
+    made.attributes, made.reader, made.codec, made.examples = attributes, reader, codec, Examples(**record["examples"])
     return made

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -16,8 +17,9 @@ from inkdrop.core.cond import Cond
 from inkdrop.edit.pairs import Pair
 from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.model import Model
+from inkdrop.reader import Reader
 
-__all__ = ["Attributes", "Told", "class_of", "cond_of", "labels_of"]
+__all__ = ["Attributes", "Told", "captioned", "class_of", "cond_of", "labels_of"]
 
 Attributes: TypeAlias = Mapping[str, float]
 """An attribute's name -> its value."""
@@ -69,6 +71,15 @@ def labels_of(
     return torch.tensor([class_of(one, classes) for one in each], dtype=torch.int64)
 
 
+def captioned(reader: Reader, cond: Cond | None, texts: Sequence[str | None]) -> Cond:
+    """The condition with these captions, as `reader` reads them; rows without one are null."""
+    tokens, mask = reader([text or "" for text in texts])
+    none = torch.tensor([text is None for text in texts])
+    nulls = {} if cond is None else cond.nulls
+    nulls = {**nulls, "text": none} if bool(none.any()) else nulls
+    return replace(cond or Cond(), text=tokens, text_mask=mask, nulls=nulls)
+
+
 def class_of(one: int | str, classes: tuple[str, ...], what: str = "class") -> int:
     """The number of a class, from its number or its name.
 
@@ -76,13 +87,14 @@ def class_of(one: int | str, classes: tuple[str, ...], what: str = "class") -> i
         UnknownName: no class of this name.
         BadArgument: a number outside the classes.
     """
-    if isinstance(one, str):
-        if one in classes:
-            return classes.index(one)
-        if not re.fullmatch(r"-?[0-9]+", one):
-            raise UnknownName(what, one, classes)
-    elif int(one) != one:
-        raise BadArgument(f"{what}: got {one}, need a whole number, or a name: {', '.join(classes)}")
+    given: Any = one
+    if isinstance(given, str):
+        if given in classes:
+            return classes.index(given)
+        if not re.fullmatch(r"-?[0-9]+", given):
+            raise UnknownName(what, given, classes)
+    elif not isinstance(given, Real) or given % 1 != 0:
+        raise BadArgument(f"{what}: got {one!r}, need a whole number, or a name: {', '.join(classes)}")
     if not 0 <= int(one) < len(classes):
         raise BadArgument(
             f"{what}: got {one}, need a number in [0, {len(classes) - 1}], or a name: {', '.join(classes)}"
@@ -93,31 +105,38 @@ def class_of(one: int | str, classes: tuple[str, ...], what: str = "class") -> i
 def cond_of(model: Model, count: int, told: Told, *, first: int = 0) -> Cond | None:
     """The condition of `count` images of a model; None for a model that takes none.
 
-    What is left out is filled in: the classes in turn, the model's example texts and attributes in turn, so that image
-    i, counted from `first`, is told the same at any count. A picture cannot be filled in.
+    What is left out is filled in: the classes in turn, the model's example texts and attributes in turn (where neither
+    is given, with the examples' own classes), so that image i, counted from `first`, is told the same at any count. A
+    picture cannot be filled in.
 
     Raises:
         BadArgument: something that this model does not take, or a picture that it needs and is not given.
         BadShape: not one of each, or one an image.
         UnknownName: no class or attribute of this name.
     """
-    label = labels_of(told.label, count, model.classes, first=first)
+    label, own = told.label, model.examples.labels
+    if label is None and own and told.text is None and told.attributes is None:
+        label = [own[i % len(own)] for i in range(first, first + count)]
+    labels = labels_of(label, count, model.classes, first=first)
     vec = _vec(model, count, told.attributes, first)
     text, mask = _text(model, count, told.text, first)
     image = _image(model.pair, count, told.image, told.mask, model.shape)
-    cond = Cond(label=label, vec=vec, text=text, text_mask=mask, image=image)
+    cond = Cond(label=labels, vec=vec, text=text, text_mask=mask, image=image)
     return cond if cond.present else None
 
 
 def _first(given: Any) -> Any:
     """The first of several, for a message."""
-    return given if isinstance(given, (int, str)) else next(iter(given), None)
+    return next(iter(given), None) if isinstance(given, Iterable) and not isinstance(given, str) else given
 
 
 def _each(what: str, many: str, given: Any, count: int, single: type | tuple[type, ...]) -> list[Any]:
     """One an image, from one or from as many."""
+    given = given.tolist() if isinstance(given, Tensor) else given
     if isinstance(given, single):
         return [given] * count
+    if not isinstance(given, Iterable):
+        raise BadArgument(f"{what}: got {given!r}, need one, or one an image")
     each = list(given)
     if len(each) != count:
         raise BadShape(f"{what}: got {len(each)} {many} for {count} images; give one, or one an image")
@@ -137,17 +156,26 @@ def _vec(model: Model, count: int, given: Attributes | Sequence[Attributes] | No
         return torch.tensor([rows[i % len(rows)] for i in range(first, first + count)], dtype=torch.float32)
     out = []
     for each in _each("attributes", "sets", given, count, Mapping):
+        if not isinstance(each, Mapping):
+            raise BadArgument(f"attributes: got {each!r}, need values by name: {', '.join(names)}")
         for name in each:
             if name not in names:
                 raise UnknownName("attribute", name, names)
         missing = [name for name in names if name not in each]
         if missing:
             raise BadArgument(f"attributes: {missing[0]} is missing; give all of {', '.join(names)}")
-        row = [float(each[name]) for name in names]
-        if not all(math.isfinite(value) for value in row):
-            raise BadArgument(f"attributes: got {row}, need finite numbers")
-        out.append(row)
+        out.append([_number(name, each[name]) for name in names])
     return torch.tensor(out, dtype=torch.float32)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not abs(number) < 3e38:  # it must be finite as float32
+        raise BadArgument(f"attribute {name}: got {value!r}, need a finite number")
+    return number
 
 
 def _text(
@@ -162,7 +190,10 @@ def _text(
         if not texts:
             raise BadArgument("text: this model must be told what to draw; give --text")
         return model.reader([texts[i % len(texts)] for i in range(first, first + count)])
-    return model.reader(_each("text", "texts", given, count, str))
+    each = _each("text", "texts", given, count, str)
+    if not all(isinstance(one, str) for one in each):
+        raise BadArgument(f"text: got {next(one for one in each if not isinstance(one, str))!r}, need a text")
+    return model.reader(each)
 
 
 def _image(
@@ -180,8 +211,9 @@ def _image(
         raise BadShape(f"image: got shape {tuple(picture.shape[1:])}, need {pair.size} or {shape}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape[1:] != (1, *shape[1:])):
         raise BadShape(f"mask: got {mask.dtype} {tuple(mask.shape)}, need bool (B, 1, {shape[1]}, {shape[2]})")
+    for what, many, given in (("image", "pictures", picture), ("mask", "masks", mask)):
+        if given is not None and len(given) not in (1, count):
+            raise BadShape(f"{what}: got {len(given)} {many} for {count} images; give one, or one an image")
     check_range(picture, "image")
     made = pair.given(picture.float(), mask)
-    if len(made) not in (1, count):
-        raise BadShape(f"image: got {len(made)} pictures for {count} images; give one, or one an image")
     return made.expand(count, *made.shape[1:]) if len(made) == 1 else made

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from inkdrop.errors import BadArgument, BadData, BadShape
 from inkdrop.find import Part, parse
 from inkdrop.inputs import read_array, read_picture
 from inkdrop.inversion import PARTNERS
+from inkdrop.model import state_shape
 from inkdrop.options import Options
 from inkdrop.recipe import dump
-from inkdrop.said import each
+from inkdrop.said import attributes_of, background_of, each
 from inkdrop.screen import Screen
 from inkdrop.session import open_session
 
@@ -91,9 +92,7 @@ class Desk:
         shape = self.bundle.shape if shape is None else shape
         if not picture.is_picture(shape):
             return torch.cat([read_array(path, shape) for path in paths])
-        data = self.bundle.recipe.data
-        knobs = {} if data is None else data.knobs
-        background: Literal["white", "black"] = knobs.get("background", "white")  # as its own data were read
+        background = background_of(self.bundle)
         return torch.stack([read_picture(path, shape, background) for path in paths])
 
     def read_mask(self, keep: Path | None, repaint: Path | None) -> Tensor:
@@ -148,7 +147,7 @@ class Desk:
         self.record["knobs"] |= knobs
         rows = next((len(x) for x in given if isinstance(x, Tensor)), 1)
         how = {"seed": self.seed, "label": each(label or self.options.label, rows)}
-        how["text"] = each(self.options.text, rows)
+        how |= {"text": each(self.options.text, rows), "attributes": attributes_of(self.options.attribute)}
         total = self._rows(verb, given, {**knobs, **how})
 
         with Screen() as screen:
@@ -170,7 +169,8 @@ class Desk:
         blank = Denoiser(_Nothing(), own.schedule, own.target)
         plan = replace(self.bundle.recipe.plan, guide=())
         recipe = replace(self.bundle.recipe, plan=plan)
-        model = replace(self.bundle, recipe=recipe, denoiser=blank, parts={}, codec=None)
+        shape = state_shape(self.bundle) if verb == "decode" else self.bundle.shape
+        model = replace(self.bundle, recipe=recipe, denoiser=blank, parts={}, codec=None, shape=shape)
 
         def heard(_: int, step: Step) -> None:
             nonlocal rows
@@ -270,6 +270,7 @@ class Desk:
             self.verb,
             label=labels,
             text=each(self.options.text, count),
+            attributes=attributes_of(self.options.attribute),
             guidance=self.options.guidance,
         )
         classes = labels_of(labels, count, self.bundle.classes) if labels else None
@@ -279,7 +280,8 @@ class Desk:
             **self.record,
             "inputs": [{"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in files],
             "seed": self.seed,
-            "texts": self.options.text or None,
+            "texts": each(self.options.text, count),
+            "attributes": attributes_of(self.options.attribute),
             "classes": None if classes is None else [self.bundle.classes[i] for i in classes.tolist()],
             "plan": dump(replace(self.bundle.recipe, plan=told.plan))["plan"],
             "card": self.bundle.card,

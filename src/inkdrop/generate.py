@@ -93,8 +93,12 @@ def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any])
             )
     if isinstance(model, Denoiser):
         return plan
-    if model.codec is not None and any(p.name in ("clip", "threshold") for p in plan.guide):
-        raise BadArgument("clip: got a model of latents, which have no range to clip to; use --no-clip")
+    bounds = [p.name for p in plan.guide if p.name in ("clip", "threshold")]
+    if bounds and (model.codec is not None or not getattr(model, "ranged", True)):
+        raise BadArgument(
+            f"{bounds[0]}: got a model of latents, which have no range; sample with --no-clip, "
+            "or train with --set plan.guide=none (or cfg)"
+        )
     if conditional(model):
         _check_cfg(model, next((p.knobs for p in plan.guide if p.name == "cfg"), {}))
     return plan
@@ -103,6 +107,8 @@ def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any])
 def _check_cfg(model: Model, given: Mapping[str, Any]) -> None:
     """Whether a model has the branches that cfg mixes: the null one, or that of the negative class."""
     scale, negative = float(given.get("scale", 1.0)), given.get("negative")
+    if negative is not None and not model.classes:
+        raise BadArgument(f"cfg negative: got class {negative}, but this model has no classes; leave it out")
     if negative is not None:
         class_of(negative, model.classes, "cfg negative")
     elif scale != 1 and not model.guidable:

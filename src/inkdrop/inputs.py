@@ -50,10 +50,23 @@ def read_picture(path: Path, shape: tuple[int, ...], background: Literal["white"
     return torch.from_numpy(np.moveaxis(scaled(pixels), 2, 0).copy())
 
 
-def read_sized(path: Path, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """A picture of one of several sizes, as `read_picture` reads it; the first is meant where none fits."""
-    sides = [(header.height, header.width) for header in [decode(_bytes(path), str(path))[0]]] if path.is_file() else []
-    return read_picture(path, next((shape for shape in shapes if shape[1:] in sides), shapes[0]))
+def read_sized(
+    path: Path, shapes: Sequence[tuple[int, ...]], background: Literal["white", "black"] = "white"
+) -> Tensor:
+    """A picture of one of several sizes, as `read_picture` reads it.
+
+    Raises:
+        BadData: it cannot be read, or is of none of these sizes.
+    """
+    shape, sizes = shapes[0], {shape[1:] for shape in shapes}
+    if path.is_file() and is_image(path.name):
+        header = decode(_bytes(path), str(path))[0]
+        size = (header.height, header.width)
+        if size not in sizes and len(sizes) > 1:
+            need = " or ".join(f"{wide} × {high}" for high, wide in sorted(sizes))
+            raise BadData(f"{path}: is {size[1]} × {size[0]} pixels (width × height), need {need}; resize it")
+        shape = next((shape for shape in shapes if shape[1:] == size), shape)
+    return read_picture(path, shape, background)
 
 
 def read_array(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -39,7 +39,7 @@ def inside(model: Model) -> Plain:
     """A model of latents as a model of samples that are those latents.
 
     Raises:
-        BadArgument: it starts from a picture, which would have to be given too.
+        BadArgument: it works on samples themselves.
     """
     if model.codec is None:
         raise BadArgument("latents: this model works on samples themselves")
@@ -70,16 +70,17 @@ def in_latents(*pictures: str, back: bool = True, keep: str | None = None) -> Ca
             codec, told = model.codec, given.arguments
             for name in pictures:
                 check_images(model, told[name], verb.__name__)
-            if told.get("strength") == 0:
-                return torch.as_tensor(told[pictures[0]]).detach().to("cpu", torch.float32, copy=True)
             whole = {name: told[name] for name in pictures}
             mask = None if keep is None else fitted(told[keep], whole[pictures[0]])
             changed = {name: _encoded(codec, x) for name, x in whole.items()}
             changed |= {} if keep is None or mask is None else {keep: _shrunk(codec, mask)}
             told.update(model=inside(model), **changed)
             made = verb(*given.args, **given.kwargs)
+            if told.get("strength") == 0:  # nothing was drawn, so nothing is lost in the autoencoder either
+                same: Tensor = whole[pictures[0]].detach().to("cpu", torch.float32, copy=True)
+                return same
             made = _decoded(codec, made) if back else made
-            return made if mask is None else torch.where(mask, whole[pictures[0]].to(made), made)
+            return made if mask is None else torch.where(mask.to(made.device), whole[pictures[0]].to(made), made)
 
         return run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import nn
 
@@ -12,10 +12,11 @@ from inkdrop.codec import Codec
 from inkdrop.denoiser import Denoiser
 from inkdrop.drive import Answerer
 from inkdrop.edit.pairs import Pair
+from inkdrop.errors import BadCheckpoint
 from inkdrop.plan import Plan
 from inkdrop.reader import Reader
 
-__all__ = ["Examples", "Model", "Plain", "conditional", "state_shape"]
+__all__ = ["Examples", "Model", "Plain", "conditional", "examples_of", "state_shape"]
 
 
 class Examples(NamedTuple):
@@ -24,10 +25,12 @@ class Examples(NamedTuple):
     Attributes:
         texts: captions; () where the model reads none.
         attributes: rows of attributes, each D long; () where it has none.
+        labels: the classes of the same samples; () where the model has none, or nothing else that goes with them.
     """
 
     texts: tuple[str, ...] = ()
     attributes: tuple[tuple[float, ...], ...] = ()
+    labels: tuple[int, ...] = ()
 
 
 class Model(Protocol):
@@ -121,6 +124,20 @@ class Plain:
     codec: Codec | None = None
     examples: Examples = field(default_factory=Examples)
     parts: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def examples_of(record: Any) -> Examples:
+    """The examples that a manifest holds, from plain JSON.
+
+    Raises:
+        BadCheckpoint: they are of another form.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Examples).validate_python(record)
+    except ValidationError as error:
+        raise BadCheckpoint(f"got examples of another form ({error.errors()[0]['msg']})") from None
 
 
 def state_shape(model: Model) -> tuple[int, ...]:

@@ -72,6 +72,7 @@ class Options(NamedTuple):
         list[str] | None, typer.Option("--class", help="Class number or name; repeatable: in turn. Default: none.")
     ] = None
     text: Text = None
+    attribute: Attribute = None
     sampler: Sampler = None
     steps: Steps = None
     grid: GridName = None

@@ -199,8 +199,9 @@ def _config(folder: Path) -> Any:
     Raises:
         BadArgument: it cannot be read, or is of another kind.
     """
+    library = _library()
     try:
-        config = _library().AutoConfig.from_pretrained(folder / _FOLDERS[0] if _has_two(folder) else folder)
+        config = library.AutoConfig.from_pretrained(folder / _FOLDERS[0] if _has_two(folder) else folder)
     except (OSError, ValueError) as error:
         raise BadArgument(f"text encoder {folder}: cannot be read ({str(error).splitlines()[0]})") from None
     if config.model_type not in _KINDS:

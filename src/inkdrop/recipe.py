@@ -180,10 +180,12 @@ def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
     if slot not in SLOTS and any(p.name == slot for p in plan.guide):
         guide = tuple(with_knob("guide", p, knob, value) if p.name == slot else p for p in plan.guide)
         return replace(recipe, plan=replace(plan, guide=guide))
-    if slot not in SLOTS:
-        raise UnknownName("--set slot", slot, [*SLOTS, "train", "plan", *(p.name for p in plan.guide)])
     if slot == "codec":
+        if knob:
+            raise BadArgument(f"--set: got codec.{knob}, but a codec has no knobs; give its folder, as codec=PATH")
         return replace(recipe, codec=None if value == "none" else str(value))
+    if slot not in SLOTS:
+        raise UnknownName("--set slot", slot, [*SLOTS, "codec", "train", "plan", *(p.name for p in plan.guide)])
     if slot == "combine" and value == "none" and not knob:
         return replace(recipe, plan=replace(plan, combine=None))
     if slot in ("text", "image") and value == "none" and not knob:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from inkdrop.bundle import Bundle
-from inkdrop.condition import Told
+from inkdrop.condition import Told, captioned, labels_of
+from inkdrop.core.cond import Cond
 from inkdrop.core.dataset import Data
 from inkdrop.edit.pairs import middle_hole
 from inkdrop.errors import BadArgument
 from inkdrop.inputs import read_picture, read_sized
+from inkdrop.reader import Reader
 
-__all__ = ["Said", "each", "told_by", "told_of"]
+__all__ = ["Captioned", "Said", "attributes_of", "background_of", "each", "told_by", "told_of"]
 
 
 class Said(NamedTuple):
@@ -45,41 +48,99 @@ def told_of(bundle: Bundle, said: Said, count: int) -> Told:
     """What the model is told of `count` images.
 
     Raises:
-        BadArgument: an attribute that is not NAME=VALUE, or a picture to a model that takes none.
+        BadArgument: an attribute that is not NAME=VALUE or is given twice, a picture to a model that takes none, or no
+            image.
         BadData: a picture that cannot be read, or of another size.
     """
-    values: dict[str, float] = {}
-    for text in said.attribute or ():
-        name, _, value = text.partition("=")
-        try:
-            values[name.strip()] = float(value)
-        except ValueError:
-            raise BadArgument(f"--attribute: got {text!r}, need NAME=NUMBER") from None
+    if count < 1:
+        raise BadArgument(f"sample count: got {count}, need at least 1")
     image, mask, pair = None, None, bundle.pair
     if (said.image or said.mask) and pair is None:
         raise BadArgument("--image: this model does not start from a picture; to change one, try: inkdrop edit")
     if said.image and pair is not None:
-        read = [read_sized(path, (pair.size, bundle.shape)) for path in said.image]
+        background = background_of(bundle)
+        read = [read_sized(path, (pair.size, bundle.shape), background) for path in said.image]
         if len({one.shape for one in read}) > 1:
             raise BadArgument("--image: got pictures of two sizes; give all of one")
         image = torch.stack([read[i % len(read)] for i in range(count)])
     if said.mask:
         mask = read_picture(said.mask, (1, *bundle.shape[1:]))[None] > 0
-    return Told(each(said.label, count), each(said.text, count), values or None, image, mask)
+    return Told(each(said.label, count), each(said.text, count), attributes_of(said.attribute), image, mask)
 
 
-def told_by(bundle: Bundle, data: Data, rows: Sequence[int], label: Sequence[int] | None) -> Told:
-    """What the model is told of these samples: the classes given, and what else comes with the data in turn."""
-    there = [row % len(data) for row in rows]
-    texts, attributes, image, mask = None, None, None, None
-    if bundle.reader is not None:
-        known: Sequence[str | None] = getattr(data, "texts", None) or [None]
-        texts = [known[row % len(known)] or "" for row in there]
-    if bundle.attributes or bundle.pair is not None:
-        x0, cond = data.take(there)
-        image = None if bundle.pair is None else x0
-        if bundle.attributes and cond is not None and cond.vec is not None:
-            attributes = [dict(zip(bundle.attributes, row, strict=True)) for row in cond.vec.tolist()]
-    if image is not None and bundle.pair is not None and bundle.pair.masked:
-        mask = middle_hole(len(image), bundle.shape)
-    return Told(label, texts, attributes, image, mask)
+def attributes_of(said: Sequence[str] | None) -> dict[str, float] | None:
+    """The attributes of "NAME=VALUE" each; None where none is said.
+
+    Raises:
+        BadArgument: not of that form, or one twice.
+    """
+    values: dict[str, float] = {}
+    for text in said or ():
+        name, _, value = text.partition("=")
+        if name.strip() in values:
+            raise BadArgument(f"--attribute: got {name.strip()} twice; give it once, it is for all images")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError:
+            raise BadArgument(f"--attribute: got {text!r}, need NAME=NUMBER") from None
+    return values or None
+
+
+def background_of(bundle: Bundle) -> Literal["white", "black"]:
+    """What an alpha that the model does not know is laid over: as its own data were read."""
+    data = bundle.recipe.data
+    background: Literal["white", "black"] = "white" if data is None else data.knobs.get("background", "white")
+    return background
+
+
+def told_by(bundle: Bundle, data: Data, rows: Sequence[int]) -> Told:
+    """What the model is told of samples of these numbers: the classes in turn, or all that comes with the data in turn.
+
+    The latter where there is more than classes, so that class, caption, attributes and picture are of one sample; a
+    model that reads is told of samples that have captions.
+    """
+    if bundle.reader is None and not bundle.attributes and bundle.pair is None:
+        label = labels_of(None, len(rows), bundle.classes, first=rows[0])
+        return Told() if label is None else Told(label.tolist())
+    known: Sequence[str | None] | None = None if bundle.reader is None else getattr(data, "texts", None)
+    usable = range(len(data)) if known is None else [row for row, text in enumerate(known) if text]
+    there = [usable[row % len(usable)] for row in rows]
+    x0, cond = data.take(there)
+    cond = cond or Cond()
+    attributes = None
+    if bundle.attributes and cond.vec is not None and cond.vec.shape[1] == len(bundle.attributes):
+        attributes = [dict(zip(bundle.attributes, row, strict=True)) for row in cond.vec.tolist()]
+    return Told(
+        cond.label.tolist() if bundle.classes and cond.label is not None else None,
+        None if known is None else [known[row] or "" for row in there],
+        attributes,
+        None if bundle.pair is None else x0,
+        middle_hole(len(x0), bundle.shape) if bundle.pair is not None and bundle.pair.masked else None,
+    )
+
+
+class Captioned:
+    """A `core.dataset.Data` whose captions are among its conditions, as a reader reads them.
+
+    Args:
+        data: whose captions they are.
+        reader: of the model that is told them.
+    """
+
+    def __init__(self, data: Data, reader: Reader) -> None:
+        self._data, self._reader = data, reader
+        self.shape, self.classes, self.levels = data.shape, data.classes, data.levels
+        self.source, self.fingerprint = data.source, data.fingerprint
+        self._texts: Sequence[str | None] = getattr(data, "texts", None) or [None] * len(data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def take(self, rows: Sequence[int]) -> tuple[Tensor, Cond | None]:
+        """The samples at these indices, (B, C, *S), and their conditions; those without a caption have a null one."""
+        x, cond = self._data.take(rows)
+        return x, captioned(self._reader, cond, [self._texts[row] for row in rows])
+
+    def name(self, row: int) -> str:
+        """What to call a sample in a message."""
+        return self._data.name(row)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inkdrop import condition
-from inkdrop.condition import Told
+from inkdrop.condition import Attributes, Told
 from inkdrop.core.ask import Ask, Belief, Noise, Sampler, Sampling
 from inkdrop.core.check import check_range, check_state
 from inkdrop.core.cond import Cond
@@ -33,7 +33,7 @@ __all__ = ["Edit", "How", "Session", "check_images", "open_session"]
 Edit: TypeAlias = Callable[[Sampler, slice], Sampler]
 """(sampler, rows) -> the sampler with an edit's middleware or combinator round it, for these rows of all images."""
 
-_OWN = ("seed", "first", "label", "text", "cond", "plan", "batch", "on_step", "see")
+_OWN = ("seed", "first", "label", "text", "attributes", "cond", "plan", "batch", "on_step", "see")
 """What of `How` is no change of the plan."""
 
 
@@ -45,6 +45,7 @@ class How(TypedDict, total=False):
         first: index of the first image; 0 by default.
         label: a class or its name, or one for each image. By default none: the model is asked without its class.
         text: a prompt, or one for each image. By default none.
+        attributes: values by name, or such for each image. By default none.
         cond: other conditions, one row an image.
         plan: how to sample; the model's own by default.
         batch: images at a time, ≥ 1; 256 by default.
@@ -64,6 +65,7 @@ class How(TypedDict, total=False):
     first: int
     label: int | str | Sequence[int | str] | None
     text: str | Sequence[str] | None
+    attributes: Attributes | Sequence[Attributes] | None
     cond: Cond | None
     plan: Plan | None
     batch: int
@@ -225,11 +227,14 @@ def open_session(
         raise BadArgument(f"{what} batch: got {batch}, need at least 1")
     changes = {name: value for name, value in how.items() if name not in _OWN}
     plan, cond = plan_of(model, how.get("plan"), changes), how.get("cond")
-    told = Told(how.get("label"), how.get("text"))
-    if told.nothing and cond is None and not isinstance(model, Denoiser) and conditional(model):
-        plan, cond = _untold(model, plan, len(data), how.get("guidance"))
-    else:
+    told = Told(how.get("label"), how.get("text"), how.get("attributes"))
+    if isinstance(model, Denoiser) or cond is not None:
         cond = cond_of(model, len(data), told, cond)
+    elif model.pair is not None:
+        raise BadArgument(f"{what}: this model starts from a picture of its own; give it as cond, or use sample")
+    else:
+        cond = _cond(model, told, len(data), first)
+        plan = _untold(model, plan, how.get("guidance")) if told.nothing and conditional(model) else plan
     denoiser = model if isinstance(model, Denoiser) else model.denoiser
     return Session(
         parts_of(model),
@@ -245,27 +250,49 @@ def open_session(
     )
 
 
-def _untold(model: Model, plan: Plan, count: int, guidance: float | None) -> tuple[Plan, Cond]:
-    """The plan and the condition of a model that is told no class and no text.
+def _cond(model: Model, told: Told, count: int, first: int) -> Cond | None:
+    """What a model is told of these images: what is said, and null for what is not.
 
     Raises:
-        BadArgument: the model has no unconditional branch, or something in the plan needs a condition.
+        BadArgument: something is not said to a model without an unconditional branch, or what `cond_of` refuses.
     """
-    what, known = ("class", f": {', '.join(model.classes)}") if model.classes else ("text", "")
-    if not model.guidable:
+    filled = Told(
+        0 if told.label is None and model.classes else told.label,
+        "" if told.text is None and model.reader else told.text,
+        dict.fromkeys(model.attributes, 0.0) if told.attributes is None and model.attributes else told.attributes,
+    )
+    cond = condition.cond_of(model, count, filled, first=first)
+    said = {"label": told.label, "vec": told.attributes, "text": told.text}
+    unsaid = [] if cond is None else [name for name in cond.present if said[name] is None]
+    if unsaid and not model.guidable:
+        name, one, known = _named(model, unsaid[0])
         raise BadArgument(
-            f"{what}: this model was trained without dropped conditions (train.null_rate=0), so it must be told one; "
-            f"give a {what}{known}"
+            f"{name}: this model was trained without dropped conditions (train.null_rate=0), so it must be told one; "
+            f"give {one}{known}"
         )
+    return cond.null(only=unsaid) if cond is not None and unsaid else cond
+
+
+def _named(model: Model, name: str) -> tuple[str, str, str]:
+    """What to call a field of a condition, with its article, and what it can be."""
+    known = {"label": ("class", model.classes), "vec": ("attributes", model.attributes), "text": ("text", ())}
+    what, values = known[name]
+    return what, what if name == "vec" else f"a {what}", f": {', '.join(values)}" if values else ""
+
+
+def _untold(model: Model, plan: Plan, guidance: float | None) -> Plan:
+    """The plan of a model that is told nothing: without guidance by what it is told.
+
+    Raises:
+        BadArgument: something in the plan needs a condition.
+    """
+    what, one, _ = _named(model, "label" if model.classes else "text" if model.reader else "vec")
     if guidance is not None:
         raise BadArgument(
-            f"guidance: got {guidance:g}, but there is no {what} to guide by; give a {what}, or leave it out"
+            f"guidance: got {guidance:g}, but there is no {what} to guide by; give {one}, or leave it out"
         )
     for part in plan.guide:
         if part.name == "classifier":
             raise BadArgument("classifier: there is no class to guide towards; give a class")
     guide = tuple(p for p in plan.guide if p.name != "cfg" or p.knobs.get("negative") is not None)
-    cond = condition.cond_of(model, count, Told())
-    if cond is None:
-        raise BadArgument(f"{what}: this model takes none")
-    return replace(plan, guide=guide), cond.null()
+    return replace(plan, guide=guide)

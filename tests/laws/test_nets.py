@@ -36,15 +36,25 @@ SHAPES = [(5, 7, 5), (1, 28, 28), (3, 48, 32), (4, 16, 16), (1, 8, 8), (2, 1, 1)
 LARGE = 4_000_000  # parameters; nets above are built on the meta device only
 CLASSES = 3
 
+TWO = {"multipliers": (1, 2), "blocks": 1}
+OTHERS = {"norm_groups": 4, "norm_eps": 1e-5, "symmetric": True, "shift": 0.0, "cos_first": True}  # Stable Diffusion's
+
 # Knobs that the nets' defaults leave untried, by net.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "mlp": [{"embedding": "fourier"}, {"learned_variance": True, "depth": 1}],
+    "mlp": [{"embedding": "fourier"}, {"learned_variance": True, "depth": 1, "attributes": 2}],
     "unet": [
         {"scale_shift": False, "multipliers": (1, 2, 2, 2), "attention": (1,), "blocks": 1},  # as unet_cifar10
         {"patch": 2, "learned_variance": True, "attention": (0,), "head_width": 8, "blocks": 1},
         {"patch": 3, "embedding": "fourier", "multipliers": (1,), "middle_attention": False},
+        {**TWO, "vocabulary": 7, "length": 5, "cross": (1,), "depth": (2,), "head_width": 8, "text_depth": 1},
+        {**TWO, "features": 6, "length": 5, "cross": (0,), "only_cross": (0,), "null_length": 2, "pooled": False},
+        {**TWO, "image": 2, "augment": True, "attributes": 3, "resample": "residual", "patch": 2},
+        {**TWO, **OTHERS, "attention": (0, 1), "heads": (2, 4), "middle_groups": 0, "checkpoint": True},
     ],
+    "unet_latent": [{"features": 6, "length": 5}],
 }
+# What a net cannot be made without.
+NEEDS: dict[str, dict[str, Any]] = {"unet_text": {"vocabulary": 7, "length": 5}}
 
 
 def found() -> dict[str, Callable[..., nn.Module]]:
@@ -82,7 +92,7 @@ def make(name: str, shape: tuple[int, ...], **given: Any) -> nn.Module:
     """A net with three classes, and narrow where it has that knob."""
     knobs = inspect.signature(NETS[name]).parameters
     small = {k: v for k, v in {"width": 16, "classes": CLASSES}.items() if k in knobs}
-    return NETS[name](shape, **{**small, **given})
+    return NETS[name](shape, **{**small, **NEEDS.get(name, {}), **given})
 
 
 def count(net: nn.Module) -> int:
@@ -120,7 +130,9 @@ def one_each() -> list[Any]:
 
 every_case = pytest.mark.parametrize(("name", "given", "shape"), cases())
 every_net = pytest.mark.parametrize(("name", "given", "shape"), one_each())
-every_default = pytest.mark.parametrize(("name", "given", "shape"), [c for c in one_each() if not c.values[1]])
+every_exported = pytest.mark.parametrize(
+    ("name", "given", "shape"), [c for c in one_each() if not c.values[1] or "length" in c.values[1]]
+)
 
 
 def perturbed(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -132,15 +144,33 @@ def perturbed(net: nn.Module, seed: int = 0) -> nn.Module:
     return net.eval()
 
 
+def fields(net: nn.Module, shape: tuple[int, ...], rows: int, seed: int = 1) -> dict[str, Tensor]:
+    """Every field of a condition that the net takes, unlike in each row; texts of unlike length."""
+    generator = torch.Generator().manual_seed(seed)
+    out: dict[str, Tensor] = {}
+    if net.classes:
+        out["label"] = (torch.arange(rows) + seed) % net.classes
+    if net.context.vec is not None:
+        out["vec"] = torch.randn(rows, net.context.vec.linear.in_features, generator=generator)
+    if (text := getattr(net, "text", None)) is not None:
+        tokens = torch.randint(max(text.vocabulary, 1), (rows, 4), generator=generator)
+        given = torch.randn(rows, 4, max(text.features, 1), generator=generator)
+        out["text"] = tokens if text.vocabulary else given
+        out["text_mask"] = torch.arange(4) <= (torch.arange(rows)[:, None] + seed) % 4
+    if (image := getattr(net, "image", None)) is not None:
+        out["image"] = torch.randn(rows, len(image.null), *shape[1:], generator=generator)
+        if net.context.augment is not None:
+            out["image_t"] = torch.rand(rows, generator=generator)
+    return out
+
+
 def batch(net: nn.Module, shape: tuple[int, ...], rows: int = 3, dtype: torch.dtype = torch.float32) -> Any:
-    """(x, clock, cond) of unlike rows; the second row's label is null where the net takes labels."""
+    """(x, clock, cond) of unlike rows; the second row is null in every field that the net takes."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows, *shape, generator=generator, dtype=dtype)
     clock = torch.linspace(3.0, 700.0, rows, dtype=dtype)
-    if not net.classes:
-        return x, clock, None
-    label = torch.arange(rows) % net.classes
-    return x, clock, Cond(label=label).null(torch.arange(rows) == 1)
+    told = fields(net, shape, rows)
+    return x, clock, Cond(**told).null(torch.arange(rows) == 1) if told else None
 
 
 def differ(a: Tensor, b: Tensor) -> bool:
@@ -171,7 +201,8 @@ def test_a_row_is_answered_alone(name: str, given: dict[str, Any], shape: tuple[
     with torch.no_grad():
         y = net(x, clock, cond)
         assert y.shape == (3, shape[0] * (2 if net.learned_variance else 1), *shape[1:])
-        assert (net.shape, net.classes) == (shape, CLASSES if cond else 0)
+        asked = inspect.signature(NETS[name]).parameters
+        assert (net.shape, net.classes) == (shape, CLASSES if "classes" in asked else 0)
         assert torch.equal(net(x, clock, cond), y)
         order = torch.tensor([2, 0, 1])
         assert_close(net(x[order], clock[order], cond and cond.take(order)), y[order], rtol=1e-10, atol=1e-10)
@@ -209,7 +240,7 @@ def test_class_and_time_are_heard(name: str, given: dict[str, Any], shape: tuple
     net = perturbed(make(name, shape, **given))
     x, clock, cond = batch(net, shape)
     assert differ(net(x, clock, cond), net(x, clock + 1.5, cond))
-    if cond is None:
+    if not net.classes:
         pytest.skip(f"{name}: takes no classes")
     a, b = (net(x, clock, Cond(label=torch.tensor(label))) for label in ([0, 0, 0], [1, 2, 1]))
     null = net(x, clock, None)
@@ -220,6 +251,29 @@ def test_class_and_time_are_heard(name: str, given: dict[str, Any], shape: tuple
     assert torch.equal(net(x, clock, Cond()), null)
     mixed = net(x, clock, Cond(label=torch.tensor([0, 2, 0])).null(torch.tensor([False, False, True])))
     assert_close(mixed, torch.stack([a[0], b[1], null[2]]))
+
+
+@every_net
+def test_every_field_is_heard_and_its_null_is_its_absence(
+    name: str, given: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    net = perturbed(make(name, shape, **given))
+    x, clock, _ = batch(net, shape)
+    one, other = fields(net, shape, 3), fields(net, shape, 3, seed=2)
+    silent = net(x, clock, None)
+    for field in [f for f in one if f in ("label", "vec", "text", "image")]:
+        beside = [f"{field}_mask", f"{field}_t"]
+        parts = [{k: v for k, v in told.items() if k == field or k in beside} for told in (one, other)]
+        a, b = (net(x, clock, Cond(**part)) for part in parts)
+        assert differ(a, b)
+        assert differ(a, silent)
+        assert torch.equal(net(x, clock, Cond(**parts[0]).null()), silent)  # whatever it says
+        rest = {k: v for k, v in one.items() if k != field and k not in beside}
+        without = net(x, clock, Cond(**rest))
+        assert_close(net(x, clock, Cond(**one).null(only=(field,))), without, rtol=1e-5, atol=1e-5)
+        rows = torch.tensor([True, False, True])
+        mixed = net(x, clock, Cond(**parts[1]).null(rows))
+        assert_close(mixed, torch.where(rows.view(3, *[1] * (x.ndim - 1)), silent, b), rtol=1e-5, atol=1e-5)
 
 
 @every_net
@@ -236,24 +290,27 @@ def test_the_gradient_reaches_every_parameter(name: str, given: dict[str, Any], 
 
 
 class Flat(nn.Module):
-    """A net whose condition comes as tensors, as exporters need it."""
+    """A net whose condition comes as tensors, as exporters need it: x, clock, which rows are null, then its fields."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, names: list[str]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.names = net, names
 
-    def forward(self, x: Tensor, clock: Tensor, label: Tensor, null: Tensor) -> Tensor:
-        return self.net(x, clock, Cond(label=label, nulls={"label": null}) if self.net.classes else None)
+    def forward(self, x: Tensor, clock: Tensor, null: Tensor, *told: Tensor) -> Tensor:
+        cond = Cond(**dict(zip(self.names, told, strict=True)))
+        return self.net(x, clock, Cond(**vars(cond) | {"nulls": dict.fromkeys(cond.present, null)}))
 
 
-@every_default
+@every_exported
 def test_an_export_equals_eager(name: str, given: dict[str, Any], shape: tuple[int, ...]) -> None:
-    net = Flat(perturbed(make(name, shape, **given)))
-    x, clock, cond = batch(net.net, shape)
-    asked = (x, clock, cond.label, cond.null_rows("label")) if cond else (x, clock, clock.long(), clock > 0)
+    made = perturbed(make(name, shape, **given))
+    told = fields(made, shape, 3)
+    net = Flat(made, list(told))
+    x, clock, _ = batch(made, shape)
+    asked = (x, clock, torch.tensor([False, True, False]), *told.values())
     exported = torch.export.export(net, asked).module()
     assert_close(exported(*asked), net(*asked), rtol=1e-5, atol=1e-5)
-    other = (x.flip(0), clock + 40.0, asked[2].flip(0), asked[3].flip(0))  # nothing was frozen
+    other = (x.flip(0), clock + 40.0, *(part.flip(0) for part in asked[2:]))  # nothing was frozen
     assert_close(exported(*other), net(*other), rtol=1e-5, atol=1e-5)
 
 
@@ -288,7 +345,7 @@ def test_bad_input_is_refused_in_one_line(name: str, given: dict[str, Any], shap
         (BadShape, "x", (x[0], clock, None)),
         (BadShape, "clock", (x, clock[:2], None)),
         (BadShape, "clock", (x, clock.long(), None)),
-        (BadArgument, "vec", (x, clock, Cond(vec=torch.zeros(3, 4)))),
+        (BadArgument if net.context.vec is None else BadShape, "vec", (x, clock, Cond(vec=torch.zeros(3, 4)))),
     ]
     if net.classes:
         refused += [

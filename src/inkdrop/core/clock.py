@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -15,20 +15,17 @@ Clock: TypeAlias = Callable[[Level], Tensor]
 """Level -> a number for the net, float64, the shape of level.alpha."""
 
 
-def table(level: Level, *, steps: int = 1000, rounding: Literal["none", "nearest", "down"] = "none") -> Tensor:
+def table(level: Level, *, steps: int = 1000, rounded: bool = False) -> Tensor:
     """DDPM's timestep t·T − 1, in [0, T − 1]; T is the schedule's own by default.
 
     Args:
         level: of the question.
         steps: T.
-        rounding: what a timestep between two entries becomes: itself, the nearest (half to even), or the one below, as
-            some samplers of diffusers tell their nets.
+        rounded: whether a timestep between two entries becomes the nearest (half to even), as some samplers of
+            diffusers tell their nets, or stays a fraction.
     """
     clock = level.t * steps - 1
-    if rounding == "none":
-        return clock
-    clock = (clock * 1e6).round() / 1e6  # an entry, found by its log-SNR, is itself but for float noise
-    return clock.round() if rounding == "nearest" else clock.floor()
+    return clock.round() if rounded else clock
 
 
 def time(level: Level, *, scale: float = 1000.0) -> Tensor:

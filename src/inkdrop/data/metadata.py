@@ -132,7 +132,7 @@ def _number(where: str, column: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
+    if isinstance(value, bool) or not abs(number) < 3e38:  # it must be finite as float32
         raise BadData(f"{where}: got {value!r} for {column}, need a finite number")
     return number
 

@@ -116,7 +116,8 @@ def hole(shape: tuple[int, ...], *, least: float = 0.25, most: float = 0.75) -> 
 
     def cut(x: Tensor, keep: Tensor) -> Tensor:
         known = torch.where(keep, x, torch.zeros_like(x))
-        return torch.cat([known, (2.0 * keep - 1).to(x)], dim=1)
+        mask = (2.0 * keep - 1).to(x)
+        return torch.cat([known, mask.expand(len(known), *mask.shape[1:])], dim=1)
 
     def make(x0: Tensor, draw: Draw) -> Tensor:
         u = draw.uniform("augment", 4).to(x0.device)

@@ -75,7 +75,7 @@ def guided(sampling: Sampling, weight: Strength, negative: int | Cond | None = N
     def answer(ask: Ask) -> Dialogue:
         if ask.of not in ("net", "weak"):
             return (yield ask)
-        if ask.cond is None or not ask.cond.present:
+        if ask.cond is None or not (ask.cond.present if isinstance(negative, Cond) else _droppable(ask.cond)):
             raise BadArgument(
                 "cfg: there is no condition to guide by; leave guidance out, or give a model with classes a class"
             )
@@ -105,10 +105,14 @@ def _other(cond: Cond, negative: int | Cond | None) -> Cond:
     return dataclasses.replace(null, label=torch.full_like(cond.label, negative), nulls=nulls)
 
 
+def _droppable(cond: Cond) -> list[str]:
+    """Class, attributes and text; a picture stays, for both branches start from it."""
+    return [name for name in cond.present if name != "image"]
+
+
 def _null(cond: Cond) -> Cond:
-    """Without class, attributes and text; a picture stays, for both branches start from it."""
-    dropped = [name for name in cond.present if name != "image"]
-    return cond.null(only=dropped) if dropped else cond.null()
+    """Without class, attributes and text."""
+    return cond.null(only=_droppable(cond))
 
 
 def _both(ask: Ask, other: Cond) -> Ask:

@@ -64,22 +64,22 @@ def read_scheduler(record: dict[str, Any], *, plan: Plan | None = None) -> Readi
         config.skip(*ELSEWHERE)
         config.done()
         return Reading(noising, plan)
-    made, rounding, notes = read_plan(config, noising)
+    made, rounded, notes = read_plan(config, noising)
     config.skip(*ELSEWHERE)
     config.done()
-    if rounding != "none":
-        noising = noising._replace(clock=Part("table", {"rounding": rounding}))
+    if rounded:
+        noising = noising._replace(clock=Part("table", {"rounded": True}))
     return Reading(noising, made, notes)
 
 
-def read_plan(config: Config, noising: Noising) -> tuple[Plan, str, tuple[str, ...]]:
-    """(plan, how the net's timesteps are rounded, notes) of a scheduler's config; steps are its pipelines' default."""
+def read_plan(config: Config, noising: Noising) -> tuple[Plan, bool, tuple[str, ...]]:
+    """(plan, whether the net's timesteps are rounded, notes) of a scheduler's config; with its pipelines' steps."""
     name = family_of(config)
     sampler, notes = sampler_of(config, name)
-    grid, rounding, more = _grid(config, name, noising)
+    grid, rounded, more = _grid(config, name, noising)
     total = schedule_of(noising.schedule).steps
     steps = total if name == "DDPMScheduler" else min(50, total - (name in MULTISTEP))
-    return Plan(sampler, grid, max(1, steps), _guide(config, name)), rounding, (*notes, *more)
+    return Plan(sampler, grid, max(1, steps), _guide(config, name)), rounded, (*notes, *more)
 
 
 # ---- guides --------------------------------------------------------------------------------------------------
@@ -103,8 +103,8 @@ def _guide(config: Config, name: str) -> tuple[Part, ...]:
 # ---- grids ---------------------------------------------------------------------------------------------------
 
 
-def _grid(config: Config, name: str, noising: Noising) -> tuple[Part, str, tuple[str, ...]]:
-    """(grid, rounding of the clock, notes)."""
+def _grid(config: Config, name: str, noising: Noising) -> tuple[Part, bool, tuple[str, ...]]:
+    """(grid, whether the clock is rounded, notes)."""
     if name in FLOW:
         return _grid_of_flow(config, noising)
     if name in EDM:
@@ -113,7 +113,7 @@ def _grid(config: Config, name: str, noising: Noising) -> tuple[Part, str, tuple
         karras = config.choice("sigma_schedule", "karras", ("karras", "exponential")) == "karras"
         power = {"power": noising.schedule.knobs["power"]}
         note = "theirs starts from √(sigma_max² + 1) times the noise, ours from sigma_max times"
-        return Part("karras", power | beyond) if karras else Part("loguniform", beyond), "none", (note,)
+        return Part("karras", power | beyond) if karras else Part("loguniform", beyond), False, (note,)
     if name in MULTISTEP:
         config.only("use_flow_sigmas", False)
         config.only("use_dynamic_shifting", False)
@@ -149,7 +149,7 @@ def _end(config: Config, name: str) -> dict[str, str]:
     return {} if clean else {"end": "least"}
 
 
-def _spaced_in_time(config: Config, name: str) -> tuple[Part, str, tuple[str, ...]]:
+def _spaced_in_time(config: Config, name: str) -> tuple[Part, bool, tuple[str, ...]]:
     """leading, trailing or linspace timesteps."""
     own = "leading" if name in PLAIN else "linspace"
     singlestep = name == "DPMSolverSinglestepScheduler"
@@ -168,22 +168,24 @@ def _spaced_in_time(config: Config, name: str) -> tuple[Part, str, tuple[str, ..
     if name == "DDPMScheduler" and spacing == "trailing":
         notes = ("theirs adds noise in the step into clean, unless variance_type is fixed_small",)
     if spacing == "trailing":
-        return Part("trailing", {**end}), "none", notes
+        return Part("trailing", {**end}), False, notes
     if spacing == "leading":
-        return Part("leading", {**({"offset": offset} if offset else {}), **skip, **end}), "none", notes
+        return Part("leading", {**({"offset": offset} if offset else {}), **skip, **end}), False, notes
     rounded = {"rounded": False} if name in KARRAS else {}
-    return Part("linspace", {**rounded, **skip, **end}), "none", notes
+    return Part("linspace", {**rounded, **skip, **end}), False, notes
 
 
-def _spaced_in_sigma(config: Config, name: str, noising: Noising) -> tuple[Part, str, tuple[str, ...]] | None:
+def _spaced_in_sigma(config: Config, name: str, noising: Noising) -> tuple[Part, bool, tuple[str, ...]] | None:
     """Karras's or exponential sigmas over the whole table; None where it asks for neither."""
     karras, log = config.flag("use_karras_sigmas", False), config.flag("use_exponential_sigmas", False)
     lu = name == "DPMSolverMultistepScheduler" and config.flag("use_lu_lambdas", False)
     key = "use_karras_sigmas" if karras else "use_lu_lambdas" if lu else "use_exponential_sigmas"
     if not (karras or log or lu):
         return None
-    if name == "DEISMultistepScheduler" or (karras and name.startswith("KDPM2")):
-        raise config.error(key, "false: its last sigmas, or what the net is told of them, have no counterpart here")
+    cosine = config.get("beta_schedule") == "squaredcos_cap_v2" and name != "UniPCMultistepScheduler"
+    cut = name in MULTISTEP and (cosine or not (karras or lu))
+    if cut or name == "DEISMultistepScheduler" or (karras and name.startswith("KDPM2")):
+        raise config.error(key, "false: the net is told timesteps that are not those of its sigmas")
     if name in KARRAS and config.get("timestep_spacing", "linspace") != "linspace":
         raise config.error("timestep_spacing", f"linspace beside {key}: else its sigmas begin inside of the table")
     config.skip("timestep_spacing", "steps_offset")
@@ -192,12 +194,11 @@ def _spaced_in_sigma(config: Config, name: str, noising: Noising) -> tuple[Part,
     if math.isinf(rho):
         raise config.error(key, "false at zero terminal SNR")
     knobs = {"rho_max": 2 * rho} if rho > 80 else {}
-    floored = config.get("beta_schedule") == "squaredcos_cap_v2" and name != "UniPCMultistepScheduler"
-    rounding = "none" if name in KARRAS else "nearest" if (karras or lu) and not floored else "down"
-    return Part("karras" if karras else "loguniform", knobs), rounding, (_START,) if name in KARRAS else ()
+    notes = (_START,) if name in KARRAS else ()
+    return Part("karras" if karras else "loguniform", knobs), name in MULTISTEP, notes
 
 
-def _grid_of_flow(config: Config, noising: Noising) -> tuple[Part, str, tuple[str, ...]]:
+def _grid_of_flow(config: Config, noising: Noising) -> tuple[Part, bool, tuple[str, ...]]:
     """n equal steps of time before the shift, from 1 to 1/T."""
     for key in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling"):
         config.only(key, False)
@@ -208,4 +209,4 @@ def _grid_of_flow(config: Config, noising: Noising) -> tuple[Part, str, tuple[st
     config.skip("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
     plain = noising.schedule.knobs["shift"] == 1
     notes = () if plain else ("theirs shifts its least level twice, so that its levels lie a little above ours",)
-    return Part("linspace", {"rounded": False}), "none", notes
+    return Part("linspace", {"rounded": False}), False, notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,23 @@ from torch.utils.checkpoint import checkpoint
 
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.nets.blocks import EPS, Down, Up, norm, zeroed
+from inkdrop.nets.blocks import EPS, Down, Up, convolve, norm, zeroed
 from inkdrop.nets.embed import Context, ImageCondition, Wave, check_input
 from inkdrop.nets.layout import Attending, Layout, Stage, Style
 from inkdrop.nets.text import Text, Words
 
-__all__ = ["UNet", "unet"]
+__all__ = ["Head", "UNet", "unet"]
+
+
+class Head(nn.Sequential):
+    """Norm, silu and the last convolution, which starts at zero: (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, first: nn.GroupNorm, last: nn.Conv2d) -> None:
+        super().__init__(first, nn.SiLU(), zeroed(last))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
+        return convolve(h, cast(nn.GroupNorm, self[0]), cast(nn.Conv2d, self[2]), training=self.training)
 
 
 class UNet(nn.Module):
@@ -58,7 +69,7 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(inp, width, 3, padding=1)
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
         last = norm(width, layout.style.norm_groups, layout.style.norm_eps)
-        self.head = nn.Sequential(last, nn.SiLU(), zeroed(nn.Conv2d(width, out, 3, padding=1)))
+        self.head = Head(last, nn.Conv2d(width, out, 3, padding=1))
 
     @property
     def classes(self) -> int:
@@ -258,13 +269,14 @@ def _text(
             raise BadArgument(f"unet {name}: got {number}, but no tokens to read; try vocabulary=n")
     if not vocabulary and not features:
         return None
+    depth, heads = 2 if text_depth is None else text_depth, 4 if text_heads is None else text_heads
     return Text(
         text_width or features or width,
         vocabulary=vocabulary,
         features=features,
         length=length,
-        depth=2 if text_depth is None else text_depth,
-        heads=4 if text_heads is None else text_heads,
+        depth=depth if vocabulary else 0,
+        heads=heads if vocabulary else 1,
         null_length=null_length,
     )
 

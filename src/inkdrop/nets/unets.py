@@ -113,7 +113,7 @@ def unet_text(
         dropout=dropout,
         learned_variance=learned_variance,
         patch=2,
-        text_width=4 * width,
+        text_width=4 * width if vocabulary or features else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from inkdrop.bundle import Bundle, pair_of, terms_of
 from inkdrop.codec import Codec, Latents, load_codec
-from inkdrop.condition import Told
+from inkdrop.condition import Told, captioned
 from inkdrop.core.cond import Cond, Terms
 from inkdrop.core.dataset import Data
 from inkdrop.core.forward import diffuse
 from inkdrop.core.noise import Draw
 from inkdrop.core.schedule import Schedule
 from inkdrop.edit.pairs import middle_hole
-from inkdrop.errors import BadArgument
+from inkdrop.errors import BadArgument, InkdropWarning
 from inkdrop.model import Examples
 from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, open_data
@@ -34,6 +35,7 @@ class Feed:
     Args:
         recipe: names the data, how captions are read, how image conditions are made, and the codec.
         device: where the codec encodes.
+        known: the model of a run that goes on: texts are read and pictures encoded as it does.
 
     Attributes:
         data: the training split as samples.
@@ -48,21 +50,26 @@ class Feed:
         BadArgument: a recipe that reads captions of data that have none, or augments images that it does not have.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, known: Bundle | None = None) -> None:
         self.recipe = recipe
         self.data, self.held_out = open_data(recipe.data, "train"), open_data(recipe.data, "test")
         if not len(self.data):
             raise BadArgument(f"train: {self.data.source} holds no samples")
-        self.reader: Reader | None = None
-        if recipe.text is not None:
-            self.reader = reader_of(recipe.text, [text for text in self._texts(self.data) if text])
+        self.reader: Reader | None = None if known is None else known.reader
+        self._cut = False
+        texts = [text for text in self._texts(self.data) if text]
+        if recipe.text is not None and not texts:
+            raise BadArgument(f"text: {self.data.source} has no captions to read; leave text out (--set text=none)")
+        if recipe.text is not None and self.reader is None:
+            self.reader = reader_of(recipe.text, texts)
         self.pair = pair_of(recipe, self.data.shape)
         if self.pair is None and recipe.train.augment:
             raise BadArgument(f"train.augment: got {recipe.train.augment:g}, but there is no image condition to noise")
-        self.codec: Codec | None = None
+        self.codec: Codec | None = None if known is None else known.codec
         self._states: dict[int, Data] = {}
         if recipe.codec is not None:
-            self.codec = load_codec(recipe.codec, device=str(device))
+            self.codec = self.codec or load_codec(recipe.codec)
+            self.codec.to(device)
             self._states = {id(data): Latents(data, self.codec) for data in (self.data, self.held_out)}
         self.shape: tuple[int, ...] = self._state(self.data).shape
         attributes = len(getattr(self.data, "attributes", ()))
@@ -74,10 +81,8 @@ class Feed:
 
     @staticmethod
     def _texts(data: Data) -> Sequence[str | None]:
-        texts: Sequence[str | None] | None = getattr(data, "texts", None)
-        if texts is None:
-            raise BadArgument(f"text: {data.source} has no captions to read; leave text out (--set text=none)")
-        return texts
+        """The caption of each sample, None where it has none."""
+        return getattr(data, "texts", None) or [None] * len(data)
 
     def take(
         self, rows: Sequence[int], draw: Draw, schedule: Schedule, *, held_out: bool = False
@@ -99,14 +104,17 @@ class Feed:
         return x0, cond
 
     def _read(self, cond: Cond | None, texts: Sequence[str | None]) -> Cond:
-        """The condition with captions; rows without one are null."""
+        """The condition with captions; that the reader cuts some is said once, not at every update."""
         if self.reader is None:
             raise BadArgument("text: there is no reader")
-        tokens, mask = self.reader([text or "" for text in texts])
-        none = torch.tensor([text is None for text in texts])
-        nulls = {} if cond is None else cond.nulls
-        nulls = {**nulls, "text": none} if bool(none.any()) else nulls
-        return replace(cond or Cond(), text=tokens, text_mask=mask, nulls=nulls)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            read = captioned(self.reader, cond, texts)
+        for each in heard:
+            if not (self._cut and issubclass(each.category, InkdropWarning)):
+                warnings.warn(each.message, each.category, stacklevel=2)
+            self._cut = self._cut or issubclass(each.category, InkdropWarning)
+        return read
 
     def _pictured(self, cond: Cond | None, pictures: Tensor, draw: Draw, schedule: Schedule) -> Cond:
         """The condition with the image that is made of each picture, noised a little where the recipe says so."""
@@ -121,31 +129,37 @@ class Feed:
         noised = torch.where((t < schedule.least).reshape(-1, 1, 1, 1), image, diffuse(image, noise, level))
         return replace(cond or Cond(), image=noised, image_t=t.float())
 
-    def examples(self) -> Examples:
-        """Captions and attributes of the first held-out samples."""
-        rows = range(min(EXAMPLES, len(self.held_out) or len(self.data)))
-        data = self.held_out if len(self.held_out) else self.data
-        texts = [] if self.reader is None else [self._texts(data)[row] for row in rows]
-        vec = None
-        if self.terms.attributes:
-            told = data.take(rows)[1]
-            vec = None if told is None else told.vec
-        return Examples(
-            tuple(text for text in texts if text is not None),
-            () if vec is None else tuple(tuple(row) for row in vec.tolist()),
-        )
+    def _shown(self) -> tuple[Data, list[int]]:
+        """The samples that a model is looked at with: the first held-out ones, with captions where it reads."""
+        for data in (self.held_out, self.data):
+            texts = None if self.reader is None else self._texts(data)
+            rows = [row for row in range(len(data)) if texts is None or texts[row]][:EXAMPLES]
+            if rows:
+                return data, rows
+        raise BadArgument(f"train: {self.data.source} holds no sample to look at")
 
-    def pictures(self, count: int) -> Tensor | None:
-        """Held-out pictures for previews of a model that starts from one, (count, C, H, W); None where it does not."""
-        if self.pair is None:
-            return None
-        data = self.held_out if len(self.held_out) else self.data
-        return data.take([i % len(data) for i in range(count)])[0]
+    def examples(self) -> Examples:
+        """Captions, attributes and classes of the samples that a model is looked at with."""
+        if self.reader is None and not self.terms.attributes:
+            return Examples()
+        data, rows = self._shown()
+        texts = () if self.reader is None else tuple(text for row in rows if (text := self._texts(data)[row]))
+        told = data.take(rows)[1] or Cond()
+        vec = () if told.vec is None else tuple(tuple(row) for row in told.vec.tolist())
+        return Examples(texts, vec, () if told.label is None else tuple(told.label.tolist()))
 
     def told(self, count: int) -> Told:
-        """What a preview says besides the model's own examples: pictures, with the middle of each to be filled in."""
-        masked = self.pair is not None and self.pair.masked
-        return Told(image=self.pictures(count), mask=middle_hole(count, self.data.shape) if masked else None)
+        """What a preview says besides the model's own examples: the pictures of those, and their classes.
+
+        Of pictures with holes the middle is to be filled in.
+        """
+        if self.pair is None:
+            return Told()
+        data, rows = self._shown()
+        x0, cond = data.take([rows[i % len(rows)] for i in range(count)])
+        label = None if cond is None or cond.label is None else cond.label.tolist()
+        mask = middle_hole(count, self.data.shape) if self.pair.masked else None
+        return Told(label, image=x0, mask=mask)
 
     def given_to(self, bundle: Bundle) -> Bundle:
         """The bundle with what this feed knows of conditions."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from inkdrop.bundle import Bundle, checkpoints, locate
+from inkdrop.bundle import Bundle, checkpoints, load, locate
 from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.find import Part, find, knobs
 from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
@@ -137,7 +137,10 @@ def resume(
     _check_limits(max_steps, max_time)
     where = None if data is None else Path(data)
     changed = replace(choose(recipe, data=where), train=set_knobs(recipe, settings).train)
-    trainer = Trainer(changed, run, heard, device)
+    known = None
+    if checkpoints(run) and (changed.text is not None or changed.codec is not None):
+        known = load(locate(run), weights="raw", trust=trust)
+    trainer = Trainer(changed, run, heard, device, known)
     for rest in (run / "checkpoints").glob(".*.part"):  # of a save that was killed
         shutil.rmtree(rest)
     if checkpoints(run):

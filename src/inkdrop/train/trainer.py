@@ -48,13 +48,21 @@ class Trainer:
         out: the run folder; None trains without writing anything (a dry run).
         heard: told of what happens, for progress bars.
         device: where the net is; "auto" is CUDA where there is a GPU.
+        known: the model of a run that goes on, whose reader and codec are kept; None for a new run.
     """
 
-    def __init__(self, recipe: Recipe, out: Path | None, heard: Heard = silent, device: str = "auto") -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path | None,
+        heard: Heard = silent,
+        device: str = "auto",
+        known: Bundle | None = None,
+    ) -> None:
         self.recipe, self.heard = recipe, heard
         self.out = Path() if out is None else out
         self.device = device_of(device)
-        self.feed = Feed(recipe, self.device)
+        self.feed = Feed(recipe, self.device, known)
         self.data, self.held_out = self.feed.data, self.feed.held_out
         torch.manual_seed(recipe.train.seed)
         self.denoiser = denoiser_of(recipe, self.feed.shape, self.feed.terms).to(self.device)
@@ -76,8 +84,7 @@ class Trainer:
     def _try(self) -> None:
         """One loss and two questions of the plan: what they refuse is refused before anything is trained or written."""
         self.losses(range(1))
-        told = self.feed.told(1)
-        for _ in itertools.islice(steps(self.bundle(), 1, image=told.image, mask=told.mask), 2):
+        for _ in itertools.islice(steps(self.bundle(), 1, **vars(self.feed.told(1))), 2):
             pass
 
     def losses(self, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -140,8 +147,8 @@ class Trainer:
 
     def preview(self, count: int = 16) -> Tensor:
         """Samples of the averaged model from noise that is the same at every call, (count, C, *S)."""
-        told = self.feed.told(count)
-        return sample(self.bundle(), count, seed=self.recipe.train.seed, image=told.image, mask=told.mask)
+        told: dict[str, Any] = vars(self.feed.told(count))
+        return sample(self.bundle(), count, seed=self.recipe.train.seed, **told)
 
     def save(self) -> Path:
         """Write a checkpoint of everything, and drop the oldest beyond `keep`."""
