@@ -1,6 +1,6 @@
 """A DiT beside a U-Net on MNIST, at equal processor time: held-out loss and FID.
 
-    python bench/dit_mnist.py --data PATH --minutes 8 --out bench/results/dit_mnist.json
+    python bench/dit_mnist.py --data PATH --minutes 8 --lr 0.004 --out bench/results/dit_mnist.json
 
 The recipes `mnist` (unet_mnist) and `dit_mnist`, on one thread. First the processor time of an update is taken of
 both, in turn; from it follows how many updates each has in its minutes, and the learning rate falls over just these.
@@ -11,7 +11,7 @@ by UniPC at 12 steps without guidance.
 
     python bench/dit_mnist.py --data PATH --minutes 1.5 --lr 0.001 --lr 0.002 --lr 0.004 --out rates.json
 
-trains each with each learning rate and gives the losses alone: how the recipes' rates were chosen.
+trains each with each learning rate and gives the losses alone: how the rate above was chosen.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import inkdrop
+from inkdrop.bundle import save
 from inkdrop.jobs import score_bundle
 from inkdrop.plan import change
 from inkdrop.recipe import Recipe
@@ -100,17 +101,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder with the four IDX files of MNIST")
     parser.add_argument("--minutes", type=float, default=8.0, help="of the processor, for each net")
-    parser.add_argument("--lr", type=float, action="append", help="try these rates, without scoring samples")
+    parser.add_argument("--lr", type=float, action="append", help="of both nets; several: losses alone")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--held-out", type=int, default=2000)
     parser.add_argument("--keep", type=Path, help="a folder for the trained models")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    rates = args.lr or [None]
     recipes = {
-        f"{name}{'' if lr is None else f' lr {lr:g}'}": recipe_of(name, args.data, lr)
+        name if len(rates) == 1 else f"{name} lr {lr:g}": recipe_of(name, args.data, lr)
         for name in RECIPES
-        for lr in (args.lr or [None])
+        for lr in rates
     }
     seconds = pace({name: recipe_of(name, args.data, None) for name in RECIPES})
     print(f"seconds an update: {seconds}", flush=True)
@@ -124,8 +126,8 @@ def main() -> None:
         rows[name] = report(trainer, spent[name], losses[name], args.held_out)
         print(name, json.dumps(rows[name]), flush=True)
         if args.keep is not None:
-            inkdrop.bundle.save(trainer.bundle(), args.keep / name)
-    if args.lr is None:
+            save(trainer.bundle(), args.keep / name)
+    if len(rates) == 1:
         with Screen() as screen:
             for name, trainer in trainers.items():
                 bundle = trainer.bundle()
@@ -134,8 +136,8 @@ def main() -> None:
                 rows[name]["samples"] = score_bundle(bundle, args.samples, 0, None, screen)
     about = {"inkdrop": inkdrop.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     about |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
-    rates = "".join(f" --lr {lr:g}" for lr in args.lr or [])
-    command = f"python bench/dit_mnist.py --data PATH --minutes {args.minutes:g}{rates}"
+    given = "".join(f" --lr {lr:g}" for lr in args.lr or [])
+    command = f"python bench/dit_mnist.py --data PATH --minutes {args.minutes:g}{given}"
     if args.out is not None:
         record = {"command": command, **about, "rows": rows}
         args.out.write_text(json.dumps(record, indent=1, default=str).replace(str(args.data), "PATH") + "\n")

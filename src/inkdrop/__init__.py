@@ -19,6 +19,7 @@ _HOMES = {
     "InkdropWarning": "inkdrop.errors",
     "Level": "inkdrop.core.level",
     "Part": "inkdrop.find",
+    "Plain": "inkdrop.model",
     "Plan": "inkdrop.plan",
     "Recipe": "inkdrop.recipe",
     "Schedule": "inkdrop.core.schedule",
@@ -26,6 +27,7 @@ _HOMES = {
     "build": "inkdrop.find",
     "diffuse": "inkdrop.core.forward",
     "fit": "inkdrop.train.loop",
+    "fit_autoencoder": "inkdrop.train.autoencoder",
     "load": "inkdrop.bundle",
     "names": "inkdrop.find",
     "open_data": "inkdrop.recipe",
@@ -49,6 +51,7 @@ __all__ = [
     "InkdropWarning",
     "Level",
     "Part",
+    "Plain",
     "Plan",
     "Recipe",
     "Schedule",
@@ -56,6 +59,7 @@ __all__ = [
     "build",
     "diffuse",
     "fit",
+    "fit_autoencoder",
     "load",
     "names",
     "open_data",
@@ -81,9 +85,11 @@ if TYPE_CHECKING:
     from inkdrop.errors import InkdropError, InkdropWarning
     from inkdrop.find import Part, build, names
     from inkdrop.generate import sample, steps
+    from inkdrop.model import Plain
     from inkdrop.picture import save_grid
     from inkdrop.plan import Plan
     from inkdrop.recipe import Recipe, open_data
+    from inkdrop.train.autoencoder import fit_autoencoder
     from inkdrop.train.loop import fit, resume
 
 

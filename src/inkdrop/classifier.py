@@ -26,6 +26,7 @@ from inkdrop.core.schedule import Schedule
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
 from inkdrop.files import load_weights, write_folder
 from inkdrop.find import Part, build
+from inkdrop.model import state_shape
 from inkdrop.nets.encoder import Encoder
 
 __all__ = ["NoisyClassifier", "load_classifier", "save_classifier", "with_parts"]
@@ -181,11 +182,12 @@ def with_parts(bundle: Bundle, *, weak: Bundle | None = None, classifier: NoisyC
         Another bundle, whose card says what its parts are.
 
     Raises:
-        BadArgument: a part of other shape, classes or noise levels.
+        BadArgument: a part of other shape, conditions, latents or noise levels.
     """
     parts, card = dict(bundle.parts), dict(bundle.card)
     if weak is not None:
-        _check_part("weak", bundle, weak.shape, weak.classes, weak.schedule)
+        _check_part("weak", bundle, state_shape(weak), weak.classes, weak.schedule)
+        _check_told(bundle, weak)
         parts["weak"], card["weak"] = weak.denoiser, weak.card
     if classifier is not None:
         _check_part("classifier", bundle, classifier.shape, classifier.classes, classifier.schedule)
@@ -193,12 +195,27 @@ def with_parts(bundle: Bundle, *, weak: Bundle | None = None, classifier: NoisyC
     return replace(bundle, parts=parts, card=card)
 
 
+def _check_told(bundle: Bundle, weak: Bundle) -> None:
+    """Refuse a weak net that is told, or works on, something else than the model: it is asked the model's questions."""
+
+    def facts(of: Bundle) -> dict[str, Any]:
+        texts = None if of.reader is None else (of.recipe.text, of.reader.files())
+        codec = None if of.codec is None else of.codec.hash
+        return {"latents": codec, "texts": texts, "attributes": of.attributes, "pictures": of.recipe.image}
+
+    theirs = facts(weak)
+    for name, mine in facts(bundle).items():
+        if mine != theirs[name]:
+            raise BadArgument(f"weak: was trained with other {name} than the model; need the same")
+
+
 def _check_part(
     what: str, bundle: Bundle, shape: tuple[int, ...], classes: tuple[str, ...], schedule: Schedule
 ) -> None:
     """Refuse a part that answers about other samples, classes or noise levels than the model asks about."""
-    if shape != bundle.shape:
-        raise BadArgument(f"{what}: made for samples of shape {shape}, but the model makes {bundle.shape}")
+    if shape != state_shape(bundle):
+        made = "makes" if bundle.codec is None else "works on latents of"
+        raise BadArgument(f"{what}: made for samples of shape {shape}, but the model {made} {state_shape(bundle)}")
     if classes != bundle.classes:
         theirs, ours = (f"{len(names)} ({', '.join(names)})" for names in (classes, bundle.classes))
         raise BadArgument(f"{what}: knows {theirs} classes, the model {ours}; need the same in the same order")

@@ -146,7 +146,7 @@ class Desk:
         knobs = {name: value for name, value in knobs.items() if value is not None}
         self.record["knobs"] |= knobs
         rows = next((len(x) for x in given if isinstance(x, Tensor)), 1)
-        how = {"seed": self.seed, "label": each(label or self.options.label, rows)}
+        how: dict[str, Any] = {"seed": self.seed, "label": each(label or self.options.label, rows)}
         how |= {"text": each(self.options.text, rows), "attributes": attributes_of(self.options.attribute)}
         total = self._rows(verb, given, {**knobs, **how})
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from inkdrop import picture
 from inkdrop.bundle import Bundle, load
 from inkdrop.classifier import load_classifier, with_parts
-from inkdrop.condition import Told, labels_of
+from inkdrop.condition import Told, cond_of
 from inkdrop.core.ask import Belief
+from inkdrop.core.cond import Cond
 from inkdrop.core.dataset import Data
 from inkdrop.drive import Step, watch
 from inkdrop.errors import BadArgument, UnknownName
@@ -27,7 +28,7 @@ from inkdrop.find import Part, check_knobs, names, parse
 from inkdrop.generate import evaluating, plan_of, sample
 from inkdrop.plan import change, grid_of, needs_of, sampling
 from inkdrop.recipe import dump, open_data, set_knobs, valid, with_knob
-from inkdrop.said import Said, each, told_by
+from inkdrop.said import Captioned, Said, each, labels_by, told_by, told_of
 from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import device_of
 
@@ -166,17 +167,19 @@ def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, 
     """Write samples as a new folder, whole or not at all.
 
     grid.png where they can be drawn; one PNG a sample where they are pictures, else samples.npy (float32, in the range
-    of the data); sample.json with how they were made.
+    of the data); sample.json with how they were made, and what each was told.
     """
     refuse_folder(path, overwrite)
-    labels = labels_of(each(said.label, len(x)), len(x), bundle.classes)
+    cond = cond_of(bundle, len(x), told_of(bundle, said, len(x))) or Cond()
+    names = bundle.attributes
     record = {
         "seed": seed,
         "count": len(x),
-        "classes": None if labels is None else [bundle.classes[i] for i in labels.tolist()],
+        "classes": None if cond.label is None else [bundle.classes[i] for i in cond.label.tolist()],
         "texts": None if bundle.reader is None else each(said.text or bundle.examples.texts, len(x)),
-        "attributes": list(said.attribute or ()),
-        "images": [str(path) for path in said.image or ()],
+        "attributes": None if cond.vec is None else [dict(zip(names, r, strict=True)) for r in cond.vec.tolist()],
+        "images": each([str(picture) for picture in said.image or ()], len(x)),
+        "mask": None if said.mask is None else str(said.mask),
         "plan": dump(bundle.recipe)["plan"],
         "card": bundle.card,
     }
@@ -249,6 +252,9 @@ def likelihood_of(
             )
     if bundle.parts:
         raise BadArgument(f"eval --nll: got {', '.join(bundle.parts)}, which has no effect; leave it out")
+    for what, there in (("of latents", bundle.codec), ("that starts from a picture", bundle.pair)):
+        if there is not None:
+            raise BadArgument(f"eval --nll: got a model {what}, whose likelihood of pictures is not known; try eval")
     given = {name: changes[name] for name in ("steps", "grid") if changes[name] is not None}
     for text in settings:
         path, sign, value = text.partition("=")
@@ -265,6 +271,7 @@ def likelihood_of(
         which = f"{len(rows)} of {len(test)} held-out images"
         screen.say(f"{which}, {asks[0]:,} asks each of the chain and {asks[1]:,} of the flow: about {about}")
 
+    test = test if bundle.reader is None else Captioned(test, bundle.reader)
     rows, task = subset(len(test), count, seed=seed), screen.task("likelihood")
     with evaluating(bundle.denoiser):
         found = likelihood(bundle.denoiser, test, rows, how, seed=seed, on_estimate=estimate, on_progress=task)
@@ -292,21 +299,21 @@ def score_bundle(
         raise BadArgument(f"eval: got {count} samples, need at least 2; try 1000")
     train, test = _split(bundle, data, "train"), _split(bundle, data, "test")
     features = features_for(train, test, on_progress=screen.task("training the judge"))
-    labels = labels_of(None, count, bundle.classes)
+    parts = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
+    asked = [label for rows in parts for label in labels_by(bundle, test, rows)]
+    labels = torch.tensor(asked, dtype=torch.int64) if asked else None
     show = screen.sampling(count, asks_of(bundle))
 
     outside: list[float] = []
 
     def batches() -> Iterator[Tensor]:
-        for start in range(0, count, batch):
-            rows = range(start, min(start + batch, count))
-            label = None if labels is None else labels[rows.start : rows.stop].tolist()
+        for rows in parts:
 
-            def heard(_: int, step: Step, done: int = start) -> None:
+            def heard(_: int, step: Step, done: int = rows.start) -> None:
                 show(done, step)
 
-            told: dict[str, Any] = vars(told_by(bundle, test, rows, label))
-            x = sample(bundle, len(rows), seed=seed, first=start, batch=batch, on_step=heard, **told)
+            words: dict[str, Any] = vars(told_by(bundle, test, rows))
+            x = sample(bundle, len(rows), seed=seed, first=rows.start, batch=batch, on_step=heard, **words)
             outside.append(float((x.abs() > 1).float().mean()))
             yield x.clamp(-1, 1)
 

@@ -51,6 +51,8 @@ class Train:
             [0, 1); an image condition stays.
         augment: the latest time to which an image condition is noised while training, in [0, 1); each row's is uniform
             on [0, augment], and the net is told it (its knob augment=true). 0 leaves images as they are.
+        precision: "float32", or "bfloat16": the net's layers run in it while training (autocast), the weights, the average
+            and the optimiser stay float32. Faster where the processor has such instructions.
         seed: of initial weights, data order and noise.
         log_every: updates between lines of stats.jsonl.
         preview_every: updates between sample grids and held-out losses.
@@ -70,6 +72,7 @@ class Train:
     ema: float = 0.999
     null_rate: float = 0.1
     augment: float = 0.0
+    precision: str = "float32"
     seed: int = 0
     log_every: int = 10
     preview_every: int = 500
@@ -91,6 +94,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "a number in [0, 1]": (lambda v: 0 <= v <= 1, ("final",)),
     "two numbers in [0, 1)": (lambda v: all(0 <= beta < 1 for beta in v), ("betas",)),
     "cosine or constant": (lambda v: v in ("cosine", "constant"), ("decay",)),
+    "float32 or bfloat16": (lambda v: v in ("float32", "bfloat16"), ("precision",)),
     "an integer in [0, 2^63)": (lambda v: 0 <= v < 2**63, ("seed",)),
 }
 """What the fields of Train must be, and how to test it."""

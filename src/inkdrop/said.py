@@ -18,7 +18,7 @@ from inkdrop.errors import BadArgument
 from inkdrop.inputs import read_picture, read_sized
 from inkdrop.reader import Reader
 
-__all__ = ["Captioned", "Said", "attributes_of", "background_of", "each", "told_by", "told_of"]
+__all__ = ["Captioned", "Said", "attributes_of", "background_of", "each", "labels_by", "told_by", "told_of"]
 
 
 class Said(NamedTuple):
@@ -99,24 +99,48 @@ def told_by(bundle: Bundle, data: Data, rows: Sequence[int]) -> Told:
     The latter where there is more than classes, so that class, caption, attributes and picture are of one sample; a
     model that reads is told of samples that have captions.
     """
-    if bundle.reader is None and not bundle.attributes and bundle.pair is None:
-        label = labels_of(None, len(rows), bundle.classes, first=rows[0])
-        return Told() if label is None else Told(label.tolist())
-    known: Sequence[str | None] | None = None if bundle.reader is None else getattr(data, "texts", None)
-    usable = range(len(data)) if known is None else [row for row, text in enumerate(known) if text]
-    there = [usable[row % len(usable)] for row in rows]
+    if not _more(bundle):
+        return Told(labels_by(bundle, data, rows) or None)
+    there, texts = _there(bundle, data, rows)
     x0, cond = data.take(there)
-    cond = cond or Cond()
     attributes = None
-    if bundle.attributes and cond.vec is not None and cond.vec.shape[1] == len(bundle.attributes):
-        attributes = [dict(zip(bundle.attributes, row, strict=True)) for row in cond.vec.tolist()]
+    if bundle.attributes and cond is not None and cond.vec is not None:
+        attributes = [dict(zip(bundle.attributes, row, strict=False)) for row in cond.vec.tolist()]
+    masked = bundle.pair is not None and bundle.pair.masked
     return Told(
-        cond.label.tolist() if bundle.classes and cond.label is not None else None,
-        None if known is None else [known[row] or "" for row in there],
+        _labels(bundle, cond) or None,
+        texts,
         attributes,
         None if bundle.pair is None else x0,
-        middle_hole(len(x0), bundle.shape) if bundle.pair is not None and bundle.pair.masked else None,
+        middle_hole(len(x0), bundle.shape) if masked else None,
     )
+
+
+def labels_by(bundle: Bundle, data: Data, rows: Sequence[int]) -> list[int]:
+    """The classes that `told_by` tells; none to a model without."""
+    if _more(bundle):
+        return _labels(bundle, data.take(_there(bundle, data, rows)[0])[1])
+    label = labels_of(None, len(rows), bundle.classes, first=rows[0])
+    return [] if label is None else label.tolist()
+
+
+def _more(bundle: Bundle) -> bool:
+    """Whether it is told more than a class."""
+    return bool(bundle.reader or bundle.attributes or bundle.pair)
+
+
+def _labels(bundle: Bundle, cond: Cond | None) -> list[int]:
+    return cond.label.tolist() if bundle.classes and cond is not None and cond.label is not None else []
+
+
+def _there(bundle: Bundle, data: Data, rows: Sequence[int]) -> tuple[list[int], list[str] | None]:
+    """The rows of the data for samples of these numbers, and their captions where the model reads and there are any."""
+    known: Sequence[str | None] | None = None if bundle.reader is None else getattr(data, "texts", None)
+    if known is None:
+        return [row % len(data) for row in rows], None
+    usable = [(row, text) for row, text in enumerate(known) if text]
+    there = [usable[row % len(usable)] for row in rows]
+    return [row for row, _ in there], [text for _, text in there]
 
 
 class Captioned:

@@ -59,7 +59,7 @@ def test_the_moments_are_those_of_a_gaussian() -> None:
 
 
 def test_the_log_variance_is_clamped() -> None:
-    net = autoencoder((1, 4, 4), **SMALL).double().eval()
+    net = autoencoder((1, 4, 4), **SMALL).double().eval().requires_grad_(False)
     with torch.no_grad():
         net.quant.weight.zero_()
         net.quant.bias.copy_(torch.tensor([7.0, -3.0, 0.0, -100.0, 100.0, 2.0]))

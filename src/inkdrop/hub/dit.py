@@ -49,7 +49,8 @@ def read_dit(record: Mapping[str, Any], tensors: Tensors) -> DiT:
                 del left[name]
         elif f"{_embedder(i)}{_TABLE}" in left:
             _trim(left, i, part.knobs["classes"])
-    return filled(lambda: build("nets", part, shape), _pairs, left)
+    net: DiT = filled(lambda: build("nets", part, shape), _pairs, left)
+    return net
 
 
 def part_of(record: Mapping[str, Any], tensors: Tensors) -> tuple[Part, tuple[int, int, int]]:
@@ -124,11 +125,13 @@ def write_dit(net: DiT, *, classes: int | None = None) -> tuple[dict[str, Any], 
     }
     _refuse(net)
     theirs = to_theirs(_pairs(net), net.state_dict())
+    first = {name.removeprefix(_embedder(0)): name for name in theirs if name.startswith(_embedder(0))}
     for i in range(len(net.blocks)):
-        for name in [name for name in theirs if name.startswith(_embedder(0))] if not net.contexts else ():
-            theirs[_embedder(i) + name.removeprefix(_embedder(0))] = theirs[name].clone()
-        own = theirs.get(f"{_embedder(i)}{_TABLE}", net.stem.weight.new_zeros(1, net.width).detach())
-        theirs[f"{_embedder(i)}{_TABLE}"] = torch.cat([own[:-1], own[-1:].repeat(count + 1 - net.classes, 1)])
+        theirs |= {} if net.contexts else {_embedder(i) + name: theirs[own].clone() for name, own in first.items()}
+    for i in range(len(net.blocks)):
+        table = theirs.get(f"{_embedder(i)}{_TABLE}", net.stem.weight.new_zeros(1, net.width).detach())
+        null = table[-1:].repeat(count + 1 - net.classes, 1)
+        theirs[f"{_embedder(i)}{_TABLE}"] = torch.cat([table[:-1], null])
     return config, theirs
 
 

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from inkdrop.errors import BadCheckpoint
 from inkdrop.find import Part
 from inkdrop.hub.config import Config
 from inkdrop.hub.schedule import (
@@ -24,11 +25,12 @@ from inkdrop.hub.schedule import (
     family_of,
     read_noising,
     schedule_of,
+    write_betas,
 )
 from inkdrop.hub.solver import sampler_of
 from inkdrop.plan import Plan
 
-__all__ = ["Reading", "read_plan", "read_scheduler"]
+__all__ = ["Reading", "read_plan", "read_scheduler", "write_scheduler"]
 
 _START = "theirs starts from sigma(1) times the noise, ours from the noise itself"
 
@@ -210,3 +212,73 @@ def _grid_of_flow(config: Config, noising: Noising) -> tuple[Part, bool, tuple[s
     plain = noising.schedule.knobs["shift"] == 1
     notes = () if plain else ("theirs shifts its least level twice, so that its levels lie a little above ours",)
     return Part("linspace", {"rounded": False}), False, notes
+
+
+# ---- and back ------------------------------------------------------------------------------------------------
+
+_WRITTEN = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "plms": "PNDMScheduler"}
+
+
+def write_scheduler(noising: Noising, plan: Plan) -> dict[str, Any]:
+    """The scheduler_config.json of a model that is sampled by ddim, ddpm or plms; steps are the pipeline's to choose.
+
+    Raises:
+        BadCheckpoint: levels, a prediction or a way of sampling that none of those three classes has.
+    """
+    theirs = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+    if noising.target.name not in theirs:
+        raise BadCheckpoint(f"hub write: target {noising.target.name} is none of theirs, need eps, x0 or v")
+    if noising.scale.name != "unit" or noising.clock.name != "table" or noising.clock.knobs.get("rounded"):
+        raise BadCheckpoint(
+            f"hub write: clock {noising.clock.name} and scale {noising.scale.name} are not theirs, need table and unit"
+        )
+    if plan.sampler.name not in _WRITTEN or plan.combine is not None:
+        what = plan.sampler.name if plan.combine is None else plan.combine.name
+        raise BadCheckpoint(
+            f"hub write: {what} is no sampler of theirs; write with ddim, ddpm or plms (--sampler ddim)"
+        )
+    kind = _WRITTEN[plan.sampler.name]
+    words = {"_class_name": kind, "prediction_type": theirs[noising.target.name], **write_betas(noising.schedule)}
+    return {**words, **_written_sampler(plan.sampler), **_written_grid(plan.grid, kind), **_written_guide(plan, kind)}
+
+
+def _written_sampler(part: Part) -> dict[str, Any]:
+    """The knobs of a sampler; DDIM's eta is an argument of their pipeline."""
+    if part.name == "ddpm":
+        kind = part.knobs.get("variance", "beta-tilde")
+        return {"variance_type": {"beta-tilde": "fixed_small", "beta": "fixed_large", "learned": "learned_range"}[kind]}
+    if part.knobs.get("eta"):
+        raise BadCheckpoint("hub write: ddim's eta is an argument of their pipeline, and not in a config; set it to 0")
+    return {"skip_prk_steps": True} if part.name == "plms" else {}
+
+
+def _written_grid(part: Part, kind: str) -> dict[str, Any]:
+    """leading, trailing or linspace timesteps."""
+    known = ("leading", "trailing") if kind != "DDPMScheduler" else ("leading", "trailing", "linspace")
+    if part.name not in known or part.knobs.get("skip_last") or not part.knobs.get("rounded", True):
+        raise BadCheckpoint(f"hub write: grid {part.name} is not theirs beside this sampler; try --grid trailing")
+    words = {"timestep_spacing": part.name, "steps_offset": part.knobs.get("offset", 0)}
+    clean = part.knobs.get("end", "clean") == "clean"
+    if kind == "DDPMScheduler":
+        if not clean:
+            raise BadCheckpoint("hub write: DDPMScheduler ends clean; set grid.end=clean")
+        return words
+    return {**words, "set_alpha_to_one": clean}
+
+
+def _written_guide(plan: Plan, kind: str) -> dict[str, Any]:
+    """Clipping or thresholding; cfg is an argument of their pipelines."""
+    words: dict[str, Any] = {} if kind == "PNDMScheduler" else {"clip_sample": False}
+    for part in plan.guide:
+        low, high = part.knobs.get("low", -1.0), part.knobs.get("high", 1.0)
+        if part.name == "cfg" and not set(part.knobs) - {"scale"}:
+            continue
+        if part.name == "clip" and low == -high and words:
+            words = {"clip_sample": True, "clip_sample_range": high}
+        elif part.name == "threshold" and words and part.knobs.get("bound", 1) == 1 and part.knobs.get("most"):
+            ratio = part.knobs.get("percentile", 0.995)
+            most = {"sample_max_value": part.knobs["most"]}
+            words = {"thresholding": True, "dynamic_thresholding_ratio": ratio, "clip_sample": False, **most}
+        else:
+            raise BadCheckpoint(f"hub write: guide {part.name} as it is set is not in {kind}; leave it out (--no-clip)")
+    return words

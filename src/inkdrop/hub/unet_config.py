@@ -22,7 +22,9 @@ __all__ = ["config_of", "write_unet"]
 Value = TypeVar("Value")
 
 
-def write_unet(net: UNet, *, forget: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def write_unet(
+    net: UNet, *, forget: Sequence[str] = (), told: Tensor | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config, tensors) of the UNet2DModel, or with spatial transformers UNet2DConditionModel, that does as ours does.
 
     A learned null class that is not zero becomes one more class there, the last. Sides that it cannot halve so often
@@ -31,6 +33,7 @@ def write_unet(net: UNet, *, forget: Sequence[str] = ()) -> tuple[dict[str, Any]
     Args:
         net: ours.
         forget: nulls that it has no place for, "text.null" or "image.null", to leave out; else they must be zero.
+        told: the vector of one class (D,), for a net without classes that does what ours does for that class.
 
     Raises:
         BadCheckpoint: a net that they cannot be, naming the knob; or a null that is not zero.
@@ -38,10 +41,14 @@ def write_unet(net: UNet, *, forget: Sequence[str] = ()) -> tuple[dict[str, Any]
     config, state = config_of(net), net.state_dict()
     label = net.context.label
     null = label is not None and bool(label.null.any())
-    if label is not None:
+    gone = set(forget)
+    if told is not None:
+        state["context.linear2.bias"] = state["context.linear2.bias"] + told
+        gone |= {name for name in state if name.startswith("context.label.")}
+    elif label is not None:
         config["num_class_embeds"] = label.classes + null
-    pairs = [pair for pair in pairs_of(net, null=null) if pair.ours not in forget]
-    return config, to_theirs(pairs, {name: value for name, value in state.items() if name not in forget})
+    pairs = [pair for pair in pairs_of(net, null=null) if pair.ours not in gone]
+    return config, to_theirs(pairs, {name: value for name, value in state.items() if name not in gone})
 
 
 def config_of(net: UNet) -> dict[str, Any]:

@@ -132,14 +132,20 @@ def convolve(
     Returns:
         (B, C', H, W).
     """
-    plain = not training or not torch.is_grad_enabled() or torch.is_autocast_enabled(h.device.type)
-    if plain or torch.compiler.is_compiling() or forward_ad.unpack_dual(h).tangent is not None:
+    if not (training and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _is_cast_or_dual(h):
         y: Tensor = conv(functional.dropout(activated(h, norm, scale, shift), dropout, training))
         return y
     keep = torch.rand_like(h) >= dropout if dropout else None
     return _Convolve.apply(  # type: ignore[no-any-return,no-untyped-call]
         h, scale, shift, keep, norm.weight, norm.bias, conv.weight, conv.bias, (norm.num_groups, norm.eps, dropout)
     )
+
+
+def _is_cast_or_dual(h: Tensor) -> bool:
+    """Whether operations on h run under autocast or carry a tangent (forward-mode differentiation)."""
+    kind = h.device.type
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return cast or forward_ad.unpack_dual(h).tangent is not None
 
 
 class _Convolve(torch.autograd.Function):
@@ -159,9 +165,10 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h, scale, _, keep, weight, _, kernel, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # read once: a checkpoint forgets them then
+        h, scale, _, keep, weight, _, kernel, _ = saved
         groups, _, dropout = ctx.how
-        normed, mean, rstd, moved, seen = _inside(ctx.saved_tensors, ctx.how)
+        normed, mean, rstd, moved, seen = _inside(saved, ctx.how)
         wanted = list(ctx.needs_input_grad)
         pads = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
         g, to_kernel, to_offset = torch.ops.aten.convolution_backward(

@@ -64,9 +64,11 @@ def fit_classifier(
 
     Raises:
         BadData: images without at least 2 classes.
-        BadArgument: a number out of its range, or a folder that exists.
+        BadArgument: a number out of its range, a folder that exists, or a recipe of latents.
         Diverged: the loss left the finite numbers.
     """
+    if recipe.codec is not None:
+        raise BadArgument("classifier: the model works on latents, and this learns the classes of pictures; use cfg")
     train = Train(steps=steps, batch=batch, lr=lr, weight_decay=0.05, warmup=steps // 20, seed=seed)
     data, held_out, began = open_data(recipe.data, "train"), open_data(recipe.data, "test"), time.monotonic()
     if len(data.classes) < 2 or not len(data):

@@ -96,7 +96,9 @@ class Trainer:
         if cond is not None and dropped and train.null_rate:
             cond = cond.null(draw.uniform("dropout") < train.null_rate, only=dropped)
         self.denoiser.train()
-        return self.loss(self.denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16")
+        with half:
+            return self.loss(self.denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
 
     def step(self) -> dict[str, float]:
         """One optimiser update; returns its loss, gradient norm and learning rate.
