@@ -172,6 +172,7 @@ def sample(
         list[str] | None, typer.Option("--class", help="Class number or name; repeatable: in turn.")
     ] = None,
     text: Text = None,
+    negative: Annotated[list[str] | None, typer.Option(help="What to steer away from, by --guidance.")] = None,
     attribute: Attribute = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Picture to start from; repeatable: in turn. For models that take one.")
@@ -210,7 +211,7 @@ def sample(
     bundle = jobs.with_plan(bundle, changes, settings or ())
     target = out or Path("samples")
     jobs.refuse_folder(target, overwrite)
-    said = Said(label, text, attribute, image, mask)
+    said = Said(label, text, attribute, image, mask, negative)
     told = told_of(bundle, said, n)
     with Screen() as screen:
         used = bundle.recipe.train.seed if seed is None else seed

@@ -35,6 +35,7 @@ class Told:
         attributes: values by name, all of the model's.
         image: (B or 1, C, h, w) in [-1, 1], of the data's size or of that of the model's small pictures.
         mask: (B or 1, 1, H, W) bool, True where the image is kept; only for models that fill holes.
+        negative: a text to steer away from by guidance, in place of no text.
     """
 
     label: int | str | Sequence[int | str] | None = None
@@ -42,11 +43,14 @@ class Told:
     attributes: Attributes | Sequence[Attributes] | None = None
     image: Tensor | None = None
     mask: Tensor | None = None
+    negative: str | Sequence[str] | None = None
 
     @property
     def nothing(self) -> bool:
         """Whether nothing was said."""
-        return all(part is None for part in (self.label, self.text, self.attributes, self.image, self.mask))
+        return all(
+            part is None for part in (self.label, self.text, self.attributes, self.image, self.mask, self.negative)
+        )
 
 
 def labels_of(
@@ -122,6 +126,11 @@ def cond_of(model: Model, count: int, told: Told, *, first: int = 0) -> Cond | N
     text, mask = _text(model, count, told.text, first)
     image = _image(model.pair, count, told.image, told.mask, model.shape)
     cond = Cond(label=labels, vec=vec, text=text, text_mask=mask, image=image)
+    if told.negative is not None:
+        other, seen = _text(model, count, told.negative, first, "negative")
+        dropped = [name for name in cond.present if name not in ("image", "text")]
+        away = cond.null(only=dropped) if dropped else cond
+        cond = replace(cond, against=replace(away, text=other, text_mask=seen))
     return cond if cond.present else None
 
 
@@ -179,20 +188,20 @@ def _number(name: str, value: Any) -> float:
 
 
 def _text(
-    model: Model, count: int, given: str | Sequence[str] | None, first: int
+    model: Model, count: int, given: str | Sequence[str] | None, first: int, what: str = "text"
 ) -> tuple[Tensor | None, Tensor | None]:
     if model.reader is None:
         if given is not None:
-            raise BadArgument(f"text: got {_first(given)!r}, but this model reads none; leave it out")
+            raise BadArgument(f"{what}: got {_first(given)!r}, but this model reads none; leave it out")
         return None, None
     if given is None:
         texts = model.examples.texts
         if not texts:
             raise BadArgument("text: this model must be told what to draw; give --text")
         return model.reader([texts[i % len(texts)] for i in range(first, first + count)])
-    each = _each("text", "texts", given, count, str)
+    each = _each(what, "texts", given, count, str)
     if not all(isinstance(one, str) for one in each):
-        raise BadArgument(f"text: got {next(one for one in each if not isinstance(one, str))!r}, need a text")
+        raise BadArgument(f"{what}: got {next(one for one in each if not isinstance(one, str))!r}, need a text")
     return model.reader(each)
 
 

@@ -34,6 +34,13 @@ class _Job(NamedTuple):
     heard: list[tuple[Ask, Belief]]
 
 
+def _check_negative(plan: Plan, negative: str | Sequence[str] | None) -> None:
+    """Refuse a negative prompt that guidance would not ask about."""
+    scales = [float(part.knobs.get("scale", 1.0)) for part in plan.guide if part.name == "cfg"]
+    if negative is not None and (not scales or scales[0] == 1):
+        raise BadArgument("negative: has no effect without guidance; give guidance=3 (--guidance 3) too")
+
+
 def parts_of(model: Model | Denoiser) -> dict[str, Answerer]:
     """What answers a model's questions, by the name in Ask.of: "net", "decode" (its codec), and its parts."""
     if isinstance(model, Denoiser):
@@ -148,6 +155,7 @@ def steps(
     attributes: Attributes | Sequence[Attributes] | None = None,
     image: Tensor | None = None,
     mask: Tensor | None = None,
+    negative: str | Sequence[str] | None = None,
     cond: Cond | None = None,
     shape: tuple[int, ...] | None = None,
     plan: Plan | None = None,
@@ -167,6 +175,7 @@ def steps(
         attributes: values by name, or such for each image; by default the model's examples in turn.
         image: (B or 1, C, h, w) in [-1, 1], for a model that starts from a picture.
         mask: (B or 1, 1, H, W) bool, True where the image is kept, for a model that fills holes.
+        negative: a text to steer away from by guidance, or one for each image.
         cond: the conditions themselves in place of all of these, one row an image.
         shape: (C, *S) of one image, where the model does not know it.
         plan: how to sample; the model's own by default.
@@ -176,7 +185,8 @@ def steps(
     if count < 1:
         raise BadArgument(f"sample count: got {count}, need at least 1")
     plan = plan_of(model, plan, changes)
-    every = cond_of(model, count, Told(label, text, attributes, image, mask), cond)
+    _check_negative(plan, negative)
+    every = cond_of(model, count, Told(label, text, attributes, image, mask, negative), cond)
     return _watch(_prepare(model, range(count), shape, plan, seed, every, see))
 
 
@@ -210,6 +220,7 @@ def sample(
     attributes: Attributes | Sequence[Attributes] | None = None,
     image: Tensor | None = None,
     mask: Tensor | None = None,
+    negative: str | Sequence[str] | None = None,
     cond: Cond | None = None,
     shape: tuple[int, ...] | None = None,
     plan: Plan | None = None,
@@ -230,6 +241,7 @@ def sample(
         attributes: values by name, or such for each image; by default the model's examples in turn.
         image: (B or 1, C, h, w) in [-1, 1], for a model that starts from a picture.
         mask: (B or 1, 1, H, W) bool, True where the image is kept, for a model that fills holes.
+        negative: a text to steer away from by guidance, or one for each image.
         cond: the conditions themselves in place of all of these, one row an image.
         shape: (C, *S) of one image, where the model does not know it.
         plan: how to sample; the model's own by default.
@@ -242,7 +254,8 @@ def sample(
         if number < 1:
             raise BadArgument(f"sample {what}: got {number}, need at least 1")
     plan = plan_of(model, plan, changes)
-    every, out = cond_of(model, count, Told(label, text, attributes, image, mask), cond, first), []
+    _check_negative(plan, negative)
+    every, out = cond_of(model, count, Told(label, text, attributes, image, mask, negative), cond, first), []
     for start in range(0, count, batch):
         rows = range(start, min(start + batch, count))
         part = None if every is None else every.take(slice(rows.start, rows.stop))

@@ -51,8 +51,8 @@ class Train:
             [0, 1); an image condition stays.
         augment: the latest time to which an image condition is noised while training, in [0, 1); each row's is uniform
             on [0, augment], and the net is told it (its knob augment=true). 0 leaves images as they are.
-        precision: "float32", or "bfloat16": the net's layers run in it while training (autocast), the weights, the average
-            and the optimiser stay float32. Faster where the processor has such instructions.
+        precision: "float32", or "bfloat16": the net's layers run in it while training (autocast), the weights, the
+            average and the optimiser stay float32. Faster where the processor has such instructions.
         seed: of initial weights, data order and noise.
         log_every: updates between lines of stats.jsonl.
         preview_every: updates between sample grids and held-out losses.

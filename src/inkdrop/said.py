@@ -30,6 +30,7 @@ class Said(NamedTuple):
         attribute: "NAME=VALUE" each, for all images.
         image: pictures to start from.
         mask: what is kept of them is white in it.
+        negative: texts to steer away from.
     """
 
     label: Sequence[str] | None = None
@@ -37,6 +38,7 @@ class Said(NamedTuple):
     attribute: Sequence[str] | None = None
     image: Sequence[Path] | None = None
     mask: Path | None = None
+    negative: Sequence[str] | None = None
 
 
 def each(values: Sequence[str] | None, count: int) -> list[str] | None:
@@ -65,7 +67,8 @@ def told_of(bundle: Bundle, said: Said, count: int) -> Told:
         image = torch.stack([read[i % len(read)] for i in range(count)])
     if said.mask:
         mask = read_picture(said.mask, (1, *bundle.shape[1:]))[None] > 0
-    return Told(each(said.label, count), each(said.text, count), attributes_of(said.attribute), image, mask)
+    negative = each(said.negative, count)
+    return Told(each(said.label, count), each(said.text, count), attributes_of(said.attribute), image, mask, negative)
 
 
 def attributes_of(said: Sequence[str] | None) -> dict[str, float] | None:

@@ -380,7 +380,7 @@ def test_a_fit_is_keyed_by_its_seed() -> None:
     assert not torch.equal(noisy, one)
     late = weights(seed=3, against=Against(adversary=1.0, start=0.99))  # starts after the third update
     assert torch.equal(late, one)
-    assert not torch.equal(weights(seed=3, against=Against(perceptual=1.0, features=lambda x: [x])), one)
+    assert not torch.equal(weights(seed=3, against=Against(perceptual=1.0, features=lambda x: [x.flatten(1)])), one)
 
 
 def test_the_loss_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_the_loss_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
         return made[-1][-1]
 
     monkeypatch.setattr(training._Fit, "_terms", spy)
-    weights(steps=1, against=Against(kl=0.25, perceptual=0.5, features=lambda x: [x, 2 * x]))
+    weights(steps=1, against=Against(kl=0.25, perceptual=0.5, features=lambda x: [x.flatten(1), x[:, :, :3].flatten(1)]))
     weights(steps=1, against=Against(kl=0.25, reconstruction="mse"))
     for against, x, y, moments, facts in made:
         gap = (x - y).abs() if against.reconstruction == "l1" else (x - y) ** 2

@@ -53,6 +53,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "unet_latent": [{"features": 6, "length": 5}],
 }
+QUICK = {"affine", "mlp", "unet", "unet_digits", "unet_mnist", "unet_tiny"}  # at every shape, and in the fast tier
 # What a net cannot be made without.
 NEEDS: dict[str, dict[str, Any]] = {"unet_text": {"vocabulary": 7, "length": 5}}
 
@@ -71,7 +72,8 @@ def found() -> dict[str, Callable[..., nn.Module]]:
     return out
 
 
-GUIDE = (Path(__file__).parents[2] / "docs/guides/nets.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDE = (DOCS / "guides/nets.md").read_text(encoding="utf-8")
 
 
 def run_guide(first: str) -> dict[str, Any]:
@@ -112,10 +114,11 @@ def cases() -> list[Any]:
             with contextlib.suppress(BadShape), torch.device("meta"):
                 sizes[shape] = count(make(name, shape, **given))
         runs = [shape for shape, size in sizes.items() if size <= LARGE] or list(sizes)[:1]
-        for shape in runs:
+        quick = name in QUICK and not set(given) & {"length", "image", "heads"}
+        for shape in runs if quick else runs[:3]:
             shown = "x".join(map(str, shape)) + "".join(f",{k}={v}" for k, v in given.items())
             large = pytest.mark.skip(reason=f"{name}: {sizes[shape]:,} parameters, built on the meta device only")
-            marks = [large] if sizes[shape] > LARGE else []
+            marks = [large] if sizes[shape] > LARGE else [] if quick else [pytest.mark.long]
             out.append(pytest.param(name, given, shape, marks=marks, id=f"{name}-{shown}"))
     return out
 
@@ -724,18 +727,23 @@ def test_the_cifar10_net_of_ddpm_attends_at_16_and_in_the_middle_by_one_head_and
     assert not any(m.scale_shift for m in net.modules() if isinstance(m, blocks.ResBlock))
 
 
-def guide_rows() -> list[tuple[str, tuple[int, ...], int, int]]:
-    """(net, shape, classes, parameters) of the table in the guide."""
-    row = r"^\| `(\w+)` \| ([\d×]+) \| (\d+) \| ([\d,]+) \|"
+def told_sizes() -> list[tuple[str, tuple[int, ...], dict[str, int], int]]:
+    """(net, shape, knobs, parameters) of the tables in the guide and on the page of the U-Net."""
+    row = r"^\| `(\w+)` \| ([\d×]+) \| ([^|]*)\| ([\d,]+) \|"
+    page = (DOCS / "nets/unet.md").read_text(encoding="utf-8")
     return [
-        (name, tuple(int(n) for n in shape.split("×")), int(classes), int(size.replace(",", "")))
-        for name, shape, classes, size in re.findall(row, GUIDE, flags=re.MULTILINE)
+        (name, tuple(map(int, shape.split("×"))), _knobs(given), int(size.replace(",", "")))
+        for name, shape, given, size in re.findall(row, GUIDE + page, flags=re.MULTILINE)
     ]
 
 
-def test_the_guide_tells_every_nets_size() -> None:
-    rows = guide_rows()
-    assert {row[0] for row in rows} == set(HOUSE)
+def _knobs(given: str) -> dict[str, int]:
+    return {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", given)}
+
+
+def test_the_pages_tell_the_size_of_every_net() -> None:
+    rows = told_sizes()
+    assert {row[0] for row in rows} == {name for name in HOUSE if name.split("_")[0] in ("mlp", "unet")}
     with torch.device("meta"):
-        for name, shape, classes, size in rows:
-            assert (name, count(HOUSE[name](shape, classes=classes))) == (name, size)
+        for name, shape, given, size in rows:
+            assert (name, given, count(HOUSE[name](shape, **given))) == (name, given, size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from functools import cache
@@ -599,3 +600,23 @@ def test_what_cannot_be_read_is_refused_in_one_line() -> None:
         with pytest.raises(error, match=told) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_counts_its_parameters_and_its_example_runs() -> None:
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "nets" / "text.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 3
+    for row in rows:
+        vocabulary, length, width, depth, count = (int(number.replace(",", "")) for number in row)
+        net = Text(width, vocabulary=vocabulary, length=length, depth=depth)
+        assert sum(p.numel() for p in net.parameters()) == count
+    [code] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    left: dict[str, torch.Tensor] = {}
+    exec(compile(code, "docs/nets/text.md", "exec"), left)  # noqa: S102, the page is our own
+    assert left["tokens"].shape == left["mask"].shape == (2, 5)
+    assert left["y"].shape == (2, 3, 32, 32)

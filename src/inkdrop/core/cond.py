@@ -53,6 +53,8 @@ class Cond:
         image: (B, C', *S) float in [-1, 1].
         image_t: (B,) float in [0, 1], the time to which the image was noised; None where it is clean.
         nulls: field name -> (B,) bool, True in rows where that field is null.
+        against: what guidance steers away from in place of the null condition (a negative prompt), B rows; no net
+            hears it.
 
     Raises:
         BadShape: fields of different batch size, or of the wrong dtype or rank.
@@ -65,6 +67,7 @@ class Cond:
     image: Tensor | None = None
     image_t: Tensor | None = None
     nulls: dict[str, Tensor] = field(default_factory=dict)
+    against: Cond | None = None
 
     def __post_init__(self) -> None:
         sizes = {name: f.shape[0] for name in FIELDS if (f := getattr(self, name)) is not None}
@@ -115,16 +118,18 @@ class Cond:
     def take(self, rows: Any) -> Cond:
         """The rows selected by an index, a slice or a tensor of indices."""
         pick = {n: f[rows] for n in _TENSORS if (f := getattr(self, n)) is not None}
-        return Cond(**pick, nulls={n: f[rows] for n, f in self.nulls.items()})
+        against = None if self.against is None else self.against.take(rows)
+        return Cond(**pick, nulls={n: f[rows] for n, f in self.nulls.items()}, against=against)
 
     def to(self, device: torch.device | str) -> Cond:
         """The same on another device."""
         move = {n: f.to(device) for n in _TENSORS if (f := getattr(self, n)) is not None}
-        return Cond(**move, nulls={n: f.to(device) for n, f in self.nulls.items()})
+        against = None if self.against is None else self.against.to(device)
+        return Cond(**move, nulls={n: f.to(device) for n, f in self.nulls.items()}, against=against)
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
-        """Several batches as one; text is padded to the longest.
+        """Several batches as one, for a net, which hears nothing of `against`; text is padded to the longest.
 
         Raises:
             BadArgument: the conditions do not have the same fields.

@@ -49,6 +49,8 @@ def cfg(
         stop: and ends at this, in [0, start); 0 is clean.
         shape: of w over the interval; see `strength`.
 
+    A condition's own `against`, a negative prompt, takes the place of the null condition.
+
     Raises:
         BadArgument: a number outside its range, a knob that has no effect at this scale, or no condition.
     """
@@ -94,6 +96,10 @@ def guided(sampling: Sampling, weight: Strength, negative: int | Cond | None = N
 
 def _other(cond: Cond, negative: int | Cond | None) -> Cond:
     """The condition to steer away from: null, or the negative one."""
+    if cond.against is not None and negative is not None:
+        raise BadArgument("cfg negative: got it beside a negative prompt; give one of them")
+    if cond.against is not None:
+        return cond.against
     if negative is None:
         return _null(cond)
     if isinstance(negative, Cond):

@@ -43,11 +43,12 @@ def read_dit(record: Mapping[str, Any], tensors: Tensors) -> DiT:
     """
     part, shape = part_of(record, tensors)
     left = dict(tensors)
+    own = [name.removeprefix(_embedder(0)) for name in tensors if name.startswith(_embedder(0))]
     for i in range(part.knobs["depth"]):
-        if part.knobs["shared"] and i:
-            for name in [name for name in left if name.startswith(_embedder(i))]:
-                del left[name]
-        elif f"{_embedder(i)}{_TABLE}" in left:
+        for name in own if part.knobs["shared"] and i else ():
+            if left.pop(_embedder(i) + name, None) is None:
+                raise BadCheckpoint(f"weights: {_embedder(i)}{name} is missing; is this config of these weights?")
+        if f"{_embedder(i)}{_TABLE}" in left:
             _trim(left, i, part.knobs["classes"])
     net: DiT = filled(lambda: build("nets", part, shape), _pairs, left)
     return net

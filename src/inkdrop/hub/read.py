@@ -27,6 +27,7 @@ from inkdrop.errors import BadCheckpoint
 from inkdrop.find import Part, build, check_knobs, find, knobs
 from inkdrop.hub import dit, unet
 from inkdrop.hub.autoencoder import read_autoencoder
+from inkdrop.hub.config import Config
 from inkdrop.hub.fetch import located
 from inkdrop.hub.folder import read_json, read_tensors
 from inkdrop.hub.plan import Reading, read_scheduler
@@ -49,6 +50,7 @@ PIPELINES = {
 """The pipelines that are read, and what each is made of besides its scheduler."""
 
 _GUIDANCE = {"DiTPipeline": 4.0, "StableDiffusionPipeline": 7.5}  # the scales that those pipelines take by default
+_CLIP = 77
 _LEFT = ("safety_checker", "feature_extractor", "image_encoder")
 _INDEX = "model_index.json"
 _DITS = (dit.KIND, "Transformer2DModel")
@@ -117,12 +119,13 @@ def read(
     if not index and not scheduler.is_file():
         raise BadCheckpoint(f"{path}: has neither {_INDEX} nor scheduler_config.json, which says what the net predicts")
     reading = read_scheduler(read_json(scheduler), plan=plan)
-    net = _net(folder, size)
+    length = _length(folder, kind)
+    net = _net(folder, size, length)
     classes = _classes(index, net.module)
     codec = _codec(folder, kind, net.shape)
     if codec is not None and plan is None and reading.plan.guide:
         raise BadCheckpoint(f"{scheduler}: clips latents (clip_sample or thresholding), which have no range")
-    text = _text(folder, kind, str(source))
+    text = _text(folder, kind, str(source), length)
     bundle = _bundle(net, reading, kind, classes, codec, text)
     card = {"source": str(source), "pipeline": kind, "notes": [*reading.notes, *_left(index)]}
     bundle.card = {"parameters": sum(p.numel() for p in net.module.parameters()), "data": "not known", "hub": card}
@@ -152,7 +155,7 @@ def _kind(folder: _Folder) -> str:
     return kind
 
 
-def _net(folder: _Folder, size: tuple[int, int] | None) -> _Net:
+def _net(folder: _Folder, size: tuple[int, int] | None, length: int) -> _Net:
     """The net of a pipeline, or the folder's own."""
     name = "transformer" if "transformer" in folder.index else "unet"
     config, tensors = folder.component(name)
@@ -163,13 +166,13 @@ def _net(folder: _Folder, size: tuple[int, int] | None) -> _Net:
     if kind not in (unet.PLAIN, unet.CONDITION):
         known = ", ".join((unet.PLAIN, unet.CONDITION, dit.KIND))
         raise BadCheckpoint(f"{folder.of(name)}: is a {kind}, need one of {known}")
-    part, shape = unet.part_of(config, size=size)
+    part, shape = unet.part_of(config, size=size, length=length)
     if "image" in part.knobs:
         raise BadCheckpoint(
             f"{folder.of(name)}: takes an image of {part.knobs['image']} channels beside x, and nothing says how it is "
             "made; read the net alone with hub.unet.read_unet"
         )
-    return _Net(unet.read_unet(config, tensors, size=size), part, shape)
+    return _Net(unet.read_unet(config, tensors, size=size, length=length), part, shape)
 
 
 def _classes(index: Mapping[str, Any], net: nn.Module) -> tuple[str, ...]:
@@ -209,7 +212,15 @@ def read_codec(source: str | Path, *, variant: str | None = None) -> Codec:
     return read_autoencoder(read_json(inner / "config.json"), read_tensors(inner, variant=variant))
 
 
-def _text(folder: _Folder, kind: str, source: str) -> Part | None:
+def _length(folder: _Folder, kind: str) -> int:
+    """The tokens that a pipeline's texts are padded to; CLIP's 77 where it does not say."""
+    file = folder.path / "tokenizer" / "tokenizer_config.json"
+    if "tokenizer" not in PIPELINES.get(kind, ()) or not file.is_file():
+        return _CLIP
+    return Config(read_json(file), "tokenizer").integer("model_max_length", _CLIP, 2, 4096)
+
+
+def _text(folder: _Folder, kind: str, source: str, length: int) -> Part | None:
     """The reader of a pipeline that is told texts: its own encoder, wherever it lies."""
     if "text_encoder" not in PIPELINES.get(kind, ()):
         return None
@@ -217,7 +228,7 @@ def _text(folder: _Folder, kind: str, source: str) -> Part | None:
         if not (folder.path / name).is_dir():
             raise BadCheckpoint(f"{folder.path / name}: is missing; download the pipeline again, whole")
     local = Path(source).expanduser()
-    return Part("pretrained", {"model": str(local.resolve()) if local.is_dir() else source, "length": 77})
+    return Part("pretrained", {"model": str(local.resolve()) if local.is_dir() else source, "length": length})
 
 
 def _left(index: Mapping[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ def write(
 
     Raises:
         BadCheckpoint: something of the model has no counterpart there, naming it.
-        BadArgument: the folder exists or cannot be written, or a label where there is none, or none where one is needed.
+        BadArgument: the folder exists or cannot be written, or a label too many, or one is missing.
     """
     recipe, net = bundle.recipe, bundle.denoiser.net
     noising = Noising(recipe.schedule, recipe.target, recipe.clock, recipe.scale)

@@ -128,8 +128,16 @@ class Layout:
             raise BadArgument(
                 f"unet middle_groups: got {at.middle_groups}, but there is no self-attention in the middle"
             )
+        if style.resample not in ("conv", "residual"):
+            raise BadArgument(f"unet resample: got {style.resample!r}, need 'conv' or 'residual'")
+        if len(self.widths) == 1 and (style.symmetric or style.resample != "conv"):
+            raise BadArgument(
+                "unet symmetric, resample: set for one level, which is never halved; try more multipliers"
+            )
         if style.symmetric and style.resample != "conv":
             raise BadArgument("unet symmetric: got true, but no convolution halves the size; try resample='conv'")
+        if not style.norm_eps > 0:
+            raise BadArgument(f"unet norm_eps: got {style.norm_eps}, need more than 0; try 1e-5")
 
     def down(self) -> tuple[list[nn.Module], list[int]]:
         """The way down, and the channels of every skip, the stem's first."""

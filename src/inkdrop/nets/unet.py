@@ -62,6 +62,8 @@ class UNet(nn.Module):
         out = shape[0] * patch**2 * (2 if learned_variance else 1)
         self.shape, self.learned_variance, self.patch, self.checkpoint = shape, learned_variance, patch, checkpoint
         self.context, self.text = context, text
+        if text is not None and not pooled and not layout.attending.cross:
+            raise BadArgument("unet pooled: got false, and no level reads the text otherwise; try cross=1")
         self.pool = nn.Linear(text.width, layout.context) if text is not None and pooled else None
         self.image = ImageCondition(image) if image else None
         down, skips = layout.down()
@@ -264,11 +266,12 @@ def _text(
 ) -> Text | None:
     """What reads the text; None where nothing is to be read."""
     own = {"text_width": text_width, "text_depth": text_depth, "text_heads": text_heads}
-    for name, number in own.items():
-        if number is not None and not (vocabulary or (features and name == "text_width")):
-            raise BadArgument(f"unet {name}: got {number}, but no tokens to read; try vocabulary=n")
     if not vocabulary and not features:
+        idle = {"length": length or None, "null_length": None if null_length == 1 else null_length, **own}
+        _refuse(idle, "no text to read; try vocabulary=n or features=n")
         return None
+    if not vocabulary:
+        _refuse({"text_depth": text_depth, "text_heads": text_heads}, "no tokens to read; try vocabulary=n")
     depth, heads = 2 if text_depth is None else text_depth, 4 if text_heads is None else text_heads
     return Text(
         text_width or features or width,
@@ -279,6 +282,13 @@ def _text(
         heads=heads if vocabulary else 1,
         null_length=null_length,
     )
+
+
+def _refuse(idle: dict[str, int | None], reason: str) -> None:
+    """Refuse the first knob that was set, for it would have no effect."""
+    for name, number in idle.items():
+        if number is not None:
+            raise BadArgument(f"unet {name}: got {number}, but {reason}")
 
 
 def _check(

@@ -16,5 +16,5 @@ def mnist_class() -> Recipe:
     """28×28 MNIST digits guided by class: the training of `mnist`, sampled with guidance. Give --data."""
     made = mnist()
     train = replace(made.train, null_rate=0.1)
-    plan = Plan(sampler=Part("unipc"), steps=12, guide=(Part("clip"), Part("cfg", {"scale": 2.0})))
+    plan = Plan(sampler=Part("unipc"), steps=12, guide=(Part("clip"), Part("cfg", {"scale": 1.5})))
     return replace(made, train=train, plan=plan)
