@@ -4,20 +4,21 @@
     python bench/nets.py --compile --out bench/results     and torch.compile, whose compiling takes most of the time
     python bench/nets.py --quick                           a quarter of the batch, three rounds
 
-UNet2DModel is made with random weights, every parameter moved, and read by inkdrop.hub: both hold the same numbers. Before
-anything is timed their answers, and their gradients with respect to the image, must agree to 1e-5 of the largest.
+UNet2DModel is made with random weights, every parameter moved, and read by inkdrop.hub: both hold the same numbers.
+Before anything is timed their answers, and their gradients by the image, must agree to 1e-5 of the largest.
 
-Passes: `forward`, a call without gradients in evaluation mode; `with backward`, a call in training mode (no dropout), the
-mean squared error against noise and its gradient for every parameter, none of which is there before.
+Passes: `forward`, a call without gradients in evaluation mode; `with backward`, a call in training mode (no dropout),
+the mean squared error against noise and its gradient for every parameter, none of which is there before.
 
 - time: processor time of the process, in ms, so that other work on the machine counts less. In each round every pass of
   every variant runs once on each side, one right after the other, in turns the first. Medians over rounds; `ratio` is
   the median over rounds of ours/theirs, `quartiles` those of the ratio.
-- peak: the most bytes of torch's CPU allocator in use at once, beyond those in use before the call: every allocation and
-  every free that torch.profiler records, what kernels take inside for scratch included, parameters not, gradients
-  included. The count is checked: at its end a call must hold the gradients to the byte, and nothing else.
-- kept: bytes that the forward pass keeps for the backward pass: distinct storages that autograd saves, without parameters.
-- off: the largest difference of the answers from those of UNet2DModel in float32 without any of it, over the largest.
+- peak: the most bytes of torch's CPU allocator in use at once, beyond those in use before the call: every allocation
+  and every free that torch.profiler records, scratch that kernels take inside and gradients included. The count is
+  checked: at the end of a call the gradients must be left, and nothing else, to the byte.
+- kept: bytes that the forward pass keeps for the backward pass: distinct storages that autograd saves, without
+  parameters.
+- off: the largest difference of the answers from those of UNet2DModel in eager float32, over the largest of those.
 - compile: processor seconds of the first call, its children (the C++ compiler) included, on one thread from an empty
   cache; `breaks` counts the breaks of the graph.
 """
@@ -366,7 +367,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         f"## {found['net']}: {found['parameters']:,} parameters, batch {shape}",
         "",
-        "| variant | pass | inkdrop ms | diffusers ms | ratio | quartiles | inkdrop peak MB | diffusers peak MB | ratio |",
+        "| variant | pass | inkdrop ms | diffusers ms | ratio | quartiles | inkdrop peak MB | diffusers | ratio |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in found["rows"]:

@@ -12,6 +12,7 @@ import typer
 
 from inkdrop import __version__
 from inkdrop.cli_edit import edit
+from inkdrop.cli_hub import hub
 from inkdrop.cli_parts import train_autoencoder, train_classifier
 from inkdrop.errors import Busy, Cancelled, InkdropError
 from inkdrop.options import (
@@ -55,6 +56,7 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before training on them.")
 app.add_typer(data, name="data")
 app.add_typer(edit, name="edit")
+app.add_typer(hub, name="hub")
 
 
 def _version(wanted: bool) -> None:

@@ -381,6 +381,7 @@ def test_a_fit_is_keyed_by_its_seed() -> None:
     late = weights(seed=3, against=Against(adversary=1.0, start=0.99))  # starts after the third update
     assert torch.equal(late, one)
     assert not torch.equal(weights(seed=3, against=Against(perceptual=1.0, features=lambda x: [x.flatten(1)])), one)
+    assert not torch.equal(weights(seed=3, against=Against(perceptual=1.0, features="classifier")), one)
 
 
 def test_the_loss_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +393,9 @@ def test_the_loss_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
         return made[-1][-1]
 
     monkeypatch.setattr(training._Fit, "_terms", spy)
-    weights(steps=1, against=Against(kl=0.25, perceptual=0.5, features=lambda x: [x.flatten(1), x[:, :, :3].flatten(1)]))
+    weights(
+        steps=1, against=Against(kl=0.25, perceptual=0.5, features=lambda x: [x.flatten(1), x[:, :, :3].flatten(1)])
+    )
     weights(steps=1, against=Against(kl=0.25, reconstruction="mse"))
     for against, x, y, moments, facts in made:
         gap = (x - y).abs() if against.reconstruction == "l1" else (x - y) ** 2
@@ -429,11 +432,12 @@ def test_a_trained_one_reconstructs_what_it_has_not_seen_and_has_latents_of_unit
 
 
 def test_psnr_is_its_formula() -> None:
-    x = torch.zeros(2, 1, 4, 4)
+    x = torch.zeros(3, 1, 4, 4)
     y = x.clone()
     y[0] = 0.2
     y[1, :, :2] = 2.0
-    assert_close(psnr(x, y), torch.tensor([20 * math.log10(2 / 0.2), 10 * math.log10(4 / 2.0)]))
+    most = 20 * math.log10(2 * 255)  # of the third, which is exact
+    assert_close(psnr(x, y), torch.tensor([20 * math.log10(2 / 0.2), 10 * math.log10(4 / 2.0), most]))
 
 
 @pytest.mark.long
@@ -455,3 +459,12 @@ def test_what_cannot_be_trained_is_refused() -> None:
         fit_autoencoder(DIGITS, net=Part("autoencoder", {"multipliers": (1, 1, 1, 1, 1)}))
     with pytest.raises(Diverged, match="not finite at update"):
         weights(lr=1e30, steps=20)
+
+
+@pytest.mark.long
+def test_the_pages_example_runs() -> None:
+    [block] = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    left: dict[str, Any] = {}
+    exec(compile(block, "docs/nets/autoencoder.md", "exec"), left)  # noqa: S102, the page is our own
+    assert left["moments"].mean.shape == (2, 4, 16, 16)
+    assert left["x"].shape == (2, 3, 64, 64)

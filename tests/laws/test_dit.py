@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -488,3 +490,32 @@ def test_shapes_that_are_no_images_are_refused() -> None:
     for shape in [(2,), (1, 8), (1, 2, 8, 8), (1, 0, 8)]:
         with pytest.raises(BadShape, match="dit shape"):
             dit(shape, **SMALL)
+
+
+# ---- the page -------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs/nets/dit.md").read_text(encoding="utf-8")
+
+
+def test_the_page_tells_the_sizes() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", PAGE, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == list(TABLE_1)
+    for name, *form in rows:
+        assert tuple(map(int, form[:3])) == TABLE_1[name]
+        for patch, told in zip((2, 4, 8), form[3:], strict=True):
+            with torch.device("meta"):
+                net = getattr(house, name)((4, 32, 32), classes=1000, patch=patch, learned_variance=True)
+            assert f"{count(net):,}" == told
+    assert f"{count(dit((3, 32, 32))):,}" in PAGE
+    assert f"{count(house.dit_mnist((1, 28, 28), classes=10)):,}" in PAGE
+
+
+def test_the_example_of_the_page_runs() -> None:
+    left: dict[str, Any] = {}
+    code = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert len(code) == 1
+    exec(compile(code[0], "docs/nets/dit.md", "exec"), left)  # noqa: S102, the page is our own
+    assert left["y"].shape == (3, 4, 32, 32)
+    assert left["wide"].shape == (3, 4, 16, 48)

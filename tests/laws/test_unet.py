@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.nets import blocks, embed, spatial, unets
+from inkdrop.nets import blocks, convolve, embed, spatial, unets
 from inkdrop.nets.text import Text, Words
 from inkdrop.nets.unet import unet
 
@@ -223,9 +223,9 @@ def test_the_gradient_in_training_is_that_of_the_plain_chain(modulated: bool) ->
     leaves = [*given, *norm.parameters(), *conv.parameters()]
     grads = []
     for training in (True, False):
-        y = blocks.convolve(h, norm, conv, *given[1:], training=training)
+        y = convolve.convolve(h, norm, conv, *given[1:], training=training)
         grads.append((y, *torch.autograd.grad((y * random(*y.shape, seed=3)).sum(), leaves)))
-    assert type(blocks.convolve(*given[:1], norm, conv, training=True).grad_fn).__name__ == "_ConvolveBackward"
+    assert type(convolve.convolve(*given[:1], norm, conv, training=True).grad_fn).__name__ == "_ConvolveBackward"
     for ours, plain in zip(*grads, strict=True):
         assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
@@ -237,7 +237,7 @@ def test_the_gradient_in_training_is_right_to_the_second_order(dropped: bool) ->
     keep = torch.rand(h.shape, generator=torch.Generator().manual_seed(0)) > 0.3 if dropped else None
 
     def chain(*given: Tensor) -> Tensor:
-        return blocks._Convolve.apply(*given[:3], keep, *given[3:], (2, 1e-5, 0.3 if dropped else 0.0))
+        return convolve._Convolve.apply(*given[:3], keep, *given[3:], (2, 1e-5, 0.3 if dropped else 0.0))
 
     given = (h, scale, shift, norm.weight, norm.bias, conv.weight, conv.bias)
     assert torch.autograd.gradcheck(chain, given)
@@ -249,8 +249,8 @@ def test_training_drops_what_it_says_and_keeps_the_mean() -> None:
     with torch.no_grad():  # the centre of the kernel only: the answer is what the convolution sees
         conv.weight.copy_(functional.pad(torch.eye(3, 4).double()[:, :, None, None], (1, 1, 1, 1)))
         conv.bias.zero_()
-    whole = blocks.convolve(h, norm, conv, training=True)
-    draws = torch.stack([blocks.convolve(h, norm, conv, dropout=0.3, training=True).detach() for _ in range(400)])
+    whole = convolve.convolve(h, norm, conv, training=True)
+    draws = torch.stack([convolve.convolve(h, norm, conv, dropout=0.3, training=True).detach() for _ in range(400)])
     kept = draws != 0
     assert_close(draws[kept], (whole / 0.7).expand_as(draws)[kept], **TIGHT)
     # 400 · 72 draws: the standard error of the share is 0.0027; five of them.
@@ -263,7 +263,7 @@ def test_other_ways_of_differentiating_a_training_net_work() -> None:
     h, scale, shift = h.detach(), scale.detach(), shift.detach()
 
     def chain(training: bool) -> Callable[[Tensor], Tensor]:
-        return lambda x: blocks.convolve(x, norm, conv, scale, shift, training=training)
+        return lambda x: convolve.convolve(x, norm, conv, scale, shift, training=training)
 
     tangent = random(*h.shape, seed=7)
     for ours, plain in zip(
@@ -280,7 +280,7 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
     norm, conv, (h, *_) = parts_of()
     conv.weight.requires_grad_(False)
     norm.bias.requires_grad_(False)
-    blocks.convolve(h.detach(), norm, conv, training=True).square().sum().backward()
+    convolve.convolve(h.detach(), norm, conv, training=True).square().sum().backward()
     assert conv.weight.grad is None
     assert norm.bias.grad is None
     assert conv.bias.grad is not None
@@ -349,7 +349,7 @@ def test_training_takes_less_memory_than_the_plain_chain(monkeypatch: pytest.Mon
     net = perturbed(unet((3, 24, 24), width=16, multipliers=(1, 2), blocks=2)).train()
     asked = (random(4, 3, 24, 24).float(), torch.linspace(3.0, 700.0, 4))
     ours, got = peak(net, asked)
-    monkeypatch.setattr(blocks, "_is_cast_or_dual", lambda _: True)
+    monkeypatch.setattr(convolve, "_is_cast_or_dual", lambda _: True)
     plain, want = peak(net, asked)
     for a, b in zip(got, want, strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))

@@ -13,7 +13,7 @@ Folders written before diffusers 0.3 hold net and scheduler at the top.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,22 +22,21 @@ from torch import nn
 
 from inkdrop.bundle import Bundle, terms_of
 from inkdrop.codec import Codec
-from inkdrop.denoiser import Denoiser
-from inkdrop.errors import BadCheckpoint
-from inkdrop.find import Part, build, check_knobs, find, knobs
+from inkdrop.errors import BadArgument, BadCheckpoint
+from inkdrop.find import Part
 from inkdrop.hub import dit, unet
 from inkdrop.hub.autoencoder import read_autoencoder
 from inkdrop.hub.config import Config
 from inkdrop.hub.fetch import located
 from inkdrop.hub.folder import read_json, read_tensors
 from inkdrop.hub.plan import Reading, read_scheduler
-from inkdrop.hub.schedule import Noising, schedule_of
+from inkdrop.hub.schedule import denoiser_with
 from inkdrop.nets.unet import UNet
 from inkdrop.plan import Plan, add_guide
 from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, Train
 
-__all__ = ["PIPELINES", "denoiser_with", "read", "read_codec"]
+__all__ = ["PIPELINES", "read", "read_any", "read_codec"]
 
 PIPELINES = {
     "DDIMPipeline": ("unet",),
@@ -130,6 +129,24 @@ def read(
     card = {"source": str(source), "pipeline": kind, "notes": [*reading.notes, *_left(index)]}
     bundle.card = {"parameters": sum(p.numel() for p in net.module.parameters()), "data": "not known", "hub": card}
     return bundle
+
+
+def read_any(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    plan: Plan | None = None,
+    size: tuple[int, int] | None = None,
+    revision: str | None = None,
+) -> Bundle | Codec:
+    """What `read` gives, or of an AutoencoderKL alone what `read_codec` gives; see there."""
+    path = located(source, variant=variant, revision=revision)
+    alone = not (path / _INDEX).is_file() and (path / "config.json").is_file()
+    if alone and read_json(path / "config.json").get("_class_name") == "AutoencoderKL":
+        if plan is not None or size is not None:
+            raise BadArgument(f"{source}: is an autoencoder alone, which is not sampled; leave out how")
+        return read_codec(path, variant=variant)
+    return read(source, variant=variant, plan=plan, size=size, revision=revision)
 
 
 def _kind(folder: _Folder) -> str:
@@ -243,8 +260,8 @@ def _bundle(
     """The bundle of parts; conditions can be dropped where there is a null that was trained."""
     reader = None if text is None else reader_of(text)
     plan = reading.plan
-    if kind in _GUIDANCE:
-        plan = Plan(plan.sampler, plan.grid, plan.steps, add_guide(plan.guide, Part("cfg", {"scale": _GUIDANCE[kind]})))
+    if kind in _GUIDANCE and all(part.name != "cfg" for part in plan.guide):
+        plan = replace(plan, guide=add_guide(plan.guide, Part("cfg", {"scale": _GUIDANCE[kind]})))
     part = net.part
     if reader is not None:
         _fill_null(net.module, reader)
@@ -278,14 +295,3 @@ def _fill_null(net: nn.Module, reader: Reader) -> None:
         raise BadCheckpoint(f"the text encoder gives embeddings {got}, but the net reads {need}")
     with torch.no_grad():
         net.text.null.copy_(empty[0])
-
-
-def denoiser_with(net: nn.Module, noising: Noising) -> Denoiser:
-    """The denoiser of a net, with the levels, target, clock and scale that were read."""
-    schedule = schedule_of(noising.schedule)
-    target = build("targets", noising.target, schedule)
-    clock, scale = find("clocks", noising.clock.name), find("scales", noising.scale.name)
-    own = {"steps": schedule.steps} if "steps" in knobs(clock) else {}
-    clocked = check_knobs(noising.clock.name, clock, {**own, **noising.clock.knobs})
-    scaled = check_knobs(noising.scale.name, scale, noising.scale.knobs)
-    return Denoiser(net, schedule, target, lambda lv: clock(lv, **clocked), lambda lv: scale(lv, **scaled))

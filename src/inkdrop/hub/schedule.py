@@ -10,10 +10,12 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from inkdrop.core.schedule import Schedule, Table
+from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument
-from inkdrop.find import Part, build
+from inkdrop.find import Part, build, check_knobs, find, knobs
 from inkdrop.hub.config import Config
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "PLAIN",
     "TABLES",
     "Noising",
+    "denoiser_with",
     "family_of",
     "floored",
     "read_noising",
@@ -221,3 +224,14 @@ def write_betas(part: Part) -> dict[str, Any]:
         ends = {"linear": (1e-4, 0.02), "scaled_linear": (8.5e-4, 0.012)}[part.name]
         words |= {"beta_start": knobs.get("first", ends[0]), "beta_end": knobs.get("last", ends[1])}
     return words | ({"rescale_betas_zero_snr": True} if knobs.get("zero_terminal") else {})
+
+
+def denoiser_with(net: nn.Module, noising: Noising) -> Denoiser:
+    """The denoiser of a net, with the levels, target, clock and scale that were read."""
+    schedule = schedule_of(noising.schedule)
+    target = build("targets", noising.target, schedule)
+    clock, scale = find("clocks", noising.clock.name), find("scales", noising.scale.name)
+    own = {"steps": schedule.steps} if "steps" in knobs(clock) else {}
+    clocked = check_knobs(noising.clock.name, clock, {**own, **noising.clock.knobs})
+    scaled = check_knobs(noising.scale.name, scale, noising.scale.knobs)
+    return Denoiser(net, schedule, target, lambda lv: clock(lv, **clocked), lambda lv: scale(lv, **scaled))

@@ -64,7 +64,7 @@ def write(
     plan: Plan | None = None,
     label: int | str | None = None,
     forget_null: bool = False,
-) -> None:
+) -> str:
     """Write a bundle as a new folder for diffusers, whole or not at all.
 
     Their pipelines for U-Nets of pixels and of latents know no classes: a net that does is written as the net of one
@@ -77,6 +77,9 @@ def write(
             arguments of their pipelines, and not written.
         label: the class that a U-Net of classes is written for, its number or name, or "none" for its null.
         forget_null: leave out the learned null text of a net that is guided; theirs is the text "".
+
+    Returns:
+        The class of the pipeline that it is.
 
     Raises:
         BadCheckpoint: something of the model has no counterpart there, naming it.
@@ -95,6 +98,7 @@ def write(
     else:
         raise BadCheckpoint(f"hub write: a {type(net).__name__} has no counterpart in diffusers; need a unet or a dit")
     write_folder(Path(path), _files(bundle, made))
+    return made.kind
 
 
 def _of_dit(bundle: Bundle, net: DiT, scheduler: dict[str, Any], label: int | str | None) -> _Pipeline:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional
 
 from inkdrop.errors import BadArgument
+from inkdrop.nets.convolve import activated, convolve
 
 __all__ = ["EPS", "Down", "ResBlock", "SelfAttention", "Up", "attend", "check_heads", "groups", "norm", "zeroed"]
 
@@ -94,108 +93,6 @@ def zeroed(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def activated(h: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """silu(norm(h)), or silu(norm(h)·(1 + scale) + shift): h (B, C, H, W), scale and shift (B, C, 1, 1)."""
-    h = norm(h)
-    if scale is not None and shift is not None:
-        h = torch.addcmul(shift, h, 1 + scale)
-    return functional.silu(h, inplace=not torch.is_grad_enabled())
-
-
-def convolve(
-    h: Tensor,
-    norm: nn.GroupNorm,
-    conv: nn.Conv2d,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    *,
-    dropout: float = 0.0,
-    training: bool = False,
-) -> Tensor:
-    """conv(dropped(silu(norm(h)·(1 + scale) + shift))), which keeps nothing but h for its gradient in training.
-
-    In training what is between h and the answer is computed again for the gradient: about 2 % more time for a third
-    less memory (docs/nets/unet.md). Where the gradient is of a call in eval mode, under autocast, in a compiled or
-    exported net, and in forward-mode differentiation, it is the plain chain of its parts.
-
-    Args:
-        h: (B, C, H, W).
-        norm: before the activation.
-        conv: 3×3 with a padding of 1, C -> C'.
-        scale: (B, C, 1, 1), or None with shift for the norm's own.
-        shift: (B, C, 1, 1).
-        dropout: the probability of dropping a value before the convolution, in [0, 1).
-        training: whether values are dropped and memory is saved.
-
-    Returns:
-        (B, C', H, W).
-    """
-    if not (training and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _is_cast_or_dual(h):
-        y: Tensor = conv(functional.dropout(activated(h, norm, scale, shift), dropout, training))
-        return y
-    keep = torch.rand_like(h) >= dropout if dropout else None
-    return _Convolve.apply(  # type: ignore[no-any-return,no-untyped-call]
-        h, scale, shift, keep, norm.weight, norm.bias, conv.weight, conv.bias, (norm.num_groups, norm.eps, dropout)
-    )
-
-
-def _is_cast_or_dual(h: Tensor) -> bool:
-    """Whether operations on h run under autocast or carry a tangent (forward-mode differentiation)."""
-    kind = h.device.type
-    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return cast or forward_ad.unpack_dual(h).tangent is not None
-
-
-class _Convolve(torch.autograd.Function):
-    """`convolve`, with the gradient written out; what is inside is made of differentiable operations again."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*given: Any) -> Tensor:
-        *_, kernel, offset, how = given
-        return functional.conv2d(_inside(given, how)[-1], kernel, offset, padding=1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:-1])
-        ctx.how = inputs[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # read once: a checkpoint forgets them then
-        h, scale, _, keep, weight, _, kernel, _ = saved
-        groups, _, dropout = ctx.how
-        normed, mean, rstd, moved, seen = _inside(saved, ctx.how)
-        wanted = list(ctx.needs_input_grad)
-        pads = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-        g, to_kernel, to_offset = torch.ops.aten.convolution_backward(
-            grads[0], seen, kernel, [kernel.shape[0]], *pads, [True, *wanted[6:8]]
-        )
-        del seen
-        g = torch.ops.aten.silu_backward(g if keep is None else g * keep / (1 - dropout), moved)
-        to_scale = to_shift = None
-        if scale is not None:
-            to_scale, to_shift = (g * normed).sum((2, 3), keepdim=True), g.sum((2, 3), keepdim=True)
-            g = g * (1 + scale)
-        b, c, high, wide = h.shape
-        to_h, to_weight, to_bias = torch.ops.aten.native_group_norm_backward(
-            g, h, mean, rstd, weight, b, c, high * wide, groups, [wanted[0], *wanted[4:6]]
-        )
-        return to_h, to_scale, to_shift, None, to_weight, to_bias, to_kernel, to_offset, None
-
-
-def _inside(given: Sequence[Any], how: tuple[int, float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What is inside `convolve`: (normed, its mean, its 1/deviation, moved, what the convolution sees)."""
-    h, scale, shift, keep, weight, bias = given[:6]
-    groups, eps, dropout = how
-    b, c, high, wide = h.shape
-    normed, mean, rstd = torch.native_group_norm(h, weight, bias, b, c, high * wide, groups, eps)
-    moved = normed if scale is None else torch.addcmul(shift, normed, 1 + scale)
-    seen = functional.silu(moved)
-    return normed, mean, rstd, moved, seen if keep is None else seen * keep / (1 - dropout)
 
 
 class ResBlock(nn.Module):

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.nets.blocks import EPS, Down, Up, convolve, norm, zeroed
+from inkdrop.nets.blocks import EPS, Down, Up, norm, zeroed
+from inkdrop.nets.convolve import convolve
 from inkdrop.nets.embed import Context, ImageCondition, Wave, check_input
 from inkdrop.nets.layout import Attending, Layout, Stage, Style
 from inkdrop.nets.text import Text, Words
