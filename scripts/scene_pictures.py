@@ -46,10 +46,10 @@ def sheet(x: torch.Tensor, texts: list[str]) -> Image.Image:
         left, top = GAP + i % COLUMNS * cell[0], GAP + i // COLUMNS * cell[1]
         made.paste(image(one).resize((side, side), Image.Resampling.NEAREST), (left, top))
         pen.rectangle((left - 1, top - 1, left + side, top + side), outline="#bbbbbb")
-        lines = textwrap.wrap(text, 22)
-        for row, line in enumerate(lines):
-            pen.text((left, top + side + 3 + 17 * row), line, fill="black", font=font)
-        pen.text((left, top + side + 3 + 17 * len(lines)), wrong(verdict), fill="#c02020", font=font)
+        lines = [(line, "black") for line in textwrap.wrap(text, 22)]
+        lines += [(line, "#c02020") for line in textwrap.wrap(wrong(verdict), 22)]
+        for row, (line, ink) in enumerate(lines):
+            pen.text((left, top + side + 3 + 17 * row), line, fill=ink, font=font)
     return made
 
 

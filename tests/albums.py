@@ -15,6 +15,7 @@ from inkdrop.codec import Codec, save_codec
 from inkdrop.find import Part
 from inkdrop.plan import Plan
 from inkdrop.recipe import Recipe
+from inkdrop.train.trainer import Trainer
 from runs import points
 
 KINDS = ("dark", "light", "two")
@@ -27,7 +28,7 @@ SMALL = {"width": 4, "multipliers": [1], "blocks": 1, "middle_attention": False}
 READING = {**SMALL, "text_width": 8, "text_depth": 1, "text_heads": 2}
 
 
-def album(folder: Path, *, count: int = 40, captions: bool = True, seed: int = 0) -> Path:
+def album(folder: Path, *, count: int = 40, captions: bool = True, mode: str = "RGB", seed: int = 0) -> Path:
     """A folder of 8 × 8 pictures and a metadata.csv: kind, caption (empty in every fifth row), hue and size."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -36,7 +37,7 @@ def album(folder: Path, *, count: int = 40, captions: bool = True, seed: int = 0
         table.writerow(["file_name", "kind", *(["text"] if captions else []), *NAMES])
         for i in range(count):
             pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+            Image.fromarray(pixels).convert(mode).save(folder / f"{i:03d}.png")
             caption = "" if i % 5 == 4 else f"a {COLOURS[i % 3]} square, number {i}"
             values = [f"{i / count:.3f}", f"{-1 + i % 4 / 2:.1f}"]
             table.writerow([f"{i:03d}.png", KINDS[i % 3], *([caption] if captions else []), *values])
@@ -68,6 +69,16 @@ def pictured(
         image=image,
         codec=None if codec is None else str(codec),
     )
+
+
+def shaken_run(recipe: Recipe, out: Path) -> Path:
+    """A run whose weights begin at random, none at zero, so that all that it is told shows in what it draws."""
+    trainer = Trainer(recipe, out, device="cpu")
+    for net in (trainer.denoiser.net, trainer.ema.net):
+        shake(net, by=0.2)
+    out.mkdir()
+    trainer.run()
+    return out
 
 
 def random_codec(shape: tuple[int, ...] = SHAPE, *, seed: int = 0) -> Codec:

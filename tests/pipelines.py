@@ -9,19 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import diffusers
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from inkdrop.core.level import Level
-from inkdrop.core.noise import Keyed
-
-__all__ = ["ddim", "ddpm", "dit", "given_noise", "latent", "perturbed", "pixels", "quietly", "stable", "vae"]
-
-NO_LEVEL = Level(*(torch.tensor(0.0, dtype=torch.float64) for _ in range(3)))
+__all__ = ["ddim", "ddpm", "dit", "latent", "perturbed", "pixels", "quietly", "same_weights", "silent", "stable", "vae"]
 
 
 def perturbed(net: Any, size: float = 0.05, seed: int = 1) -> Any:
@@ -82,7 +76,7 @@ def latent() -> Any:
 
 
 def dit(classes: int = 1000) -> Any:
-    """A DiTPipeline of named classes and learned variance."""
+    """A DiTPipeline of learned variance."""
     torch.manual_seed(0)
     net = diffusers.DiTTransformer2DModel(
         num_attention_heads=2,
@@ -94,8 +88,7 @@ def dit(classes: int = 1000) -> Any:
         num_embeds_ada_norm=classes,
     )
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
-    named = {i: "crane" if i in (2, 3) else f"thing {i}, it" for i in range(classes)}
-    return silent(diffusers.DiTPipeline(perturbed(net), vae(), scheduler, id2label=named))
+    return silent(diffusers.DiTPipeline(perturbed(net), vae(), scheduler))
 
 
 def stable(tmp: Path) -> Any:
@@ -166,40 +159,6 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-@contextmanager
-def given_noise(seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Whatever noise a pipeline or a scheduler draws is that of our `sample` of this seed, in the order drawn.
-
-    Args:
-        seed: as in `inkdrop.sample`.
-        shape: (B, C, H, W) of what is noised.
-    """
-    keyed = Keyed(seed, range(shape[0]))
-    start = keyed.start(shape)
-    queue = [start]
-
-    def draw(size: Any, **_: Any) -> Tensor:
-        assert tuple(size) == shape
-        return (queue.pop() if queue else keyed(start, NO_LEVEL, NO_LEVEL)).clone()
-
-    targets = [
-        "diffusers.pipelines.ddpm.pipeline_ddpm",
-        "diffusers.pipelines.ddim.pipeline_ddim",
-        "diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond",
-        "diffusers.pipelines.dit.pipeline_dit",
-        "diffusers.schedulers.scheduling_ddpm",
-        "diffusers.schedulers.scheduling_ddim",
-    ]
-    patches = [patch(f"{target}.randn_tensor", draw) for target in targets]
-    try:
-        for one in patches:
-            one.start()
-        yield start
-    finally:
-        for one in patches:
-            one.stop()
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from albums import album, codec_folder, pictured
 from inkdrop import jobs
 from inkdrop.cli import main
 from inkdrop.errors import BadArgument, Busy, Cancelled
@@ -27,12 +28,23 @@ pytestmark = pytest.mark.app
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Three runs: with classes, without, and with classes that were never dropped."""
+    """Runs with classes, without, and with classes that were never dropped; and models that are told more."""
     folder = tmp_path_factory.mktemp("runs")
     fit(points(steps=2), folder / "classes")
     fit(replace(points(steps=2), data=Part("mixture1d", {"count": 90})), folder / "plain")
     fit(points(steps=2, null_rate=0), folder / "undropped")
     fit(digits(steps=2), folder / "pictures")
+    pictures, codec = album(folder / "album", count=12), codec_folder(folder / "codec")
+    for name, asked in {
+        "words": {"text": True, "attributes": True},
+        "small": {"image": Part("lowres", {"factor": 2})},
+        "hole": {"image": Part("hole")},
+        "latent": {"label": True, "codec": codec},
+    }.items():
+        Trainer(pictured(pictures, **asked), folder / name).save()
+    picture(folder / "8.png", (8, 8))
+    picture(folder / "4.png", (4, 4))
+    picture(folder / "5.png", (5, 5))
     return folder
 
 
@@ -132,6 +144,22 @@ TRAIN = [
     ("cfg.scale=-1", "cfg scale: got -1, need a finite number of at least 0"),
     ("train.null_rate=0 cfg.scale=2", "trained without dropped conditions (train.null_rate=0)"),
     ("clip.low=2", "clip: got [2, 1], need low < high"),
+    ("text=bpe", "has no captions to read; leave text out (--set text=none)"),
+    ("text=bpee", "readers: unknown name 'bpee'; did you mean bpe?"),
+    ("text.length=9", "--set: got text.length, but there is no text; name one first, as in text=bpe"),
+    ("image=lowres image.factor=3", "lowres factor: got 3, need at least 2, and a divisor of 8 and 8"),
+    ("image=gray", "gray: got data of shape (1, 8, 8), need colour pictures"),
+    ("image=blur", "pairs: got 'blur', which is one of the operators"),
+    ("image=hole image.most=2", "hole: got least 0.25 and most 2, need 0 < least ≤ most ≤ 1"),
+    ("image.factor=2", "--set: got image.factor, but there is no image; name one first, as in image=lowres"),
+    ("train.augment=0.5", "train.augment: got 0.5, but there is no image condition to noise"),
+    ("train.augment=1", "train.augment: got 1.0, need a number in [0, 1)"),
+    ("image=lowres train.augment=0.5", "this net is not told how noisy its image is; try augment=true"),
+    ("image=lowres net=dit net.depth=1 net.width=8 net.image=2", "dit.image: got 2, but the data have 1; leave it out"),
+    ("codec=nope", "nope: is no autoencoder (it has no autoencoder.json); make one with: inkdrop autoencoder"),
+    ("codec.kl=1", "--set: got codec.kl, but a codec has no knobs; give its folder, as codec=PATH"),
+    ("net.augment=true", "unet augment: got true, but no image to be told about"),
+    ("net.vocabulary=300", "unet.vocabulary: got 300, but the data have 0; leave it out"),
 ]
 
 
@@ -194,6 +222,62 @@ COMMANDS = [
     ("sample RUNS/undropped --guidance 2", "trained without dropped conditions"),
     ("sample RUNS/classes --weights mean", "weights: got 'mean', need ema or raw"),
     ("sample RUNS/classes --device tpu", "device: got 'tpu'"),
+    ("sample RUNS/classes --text x", "text: got 'x', but this model reads none; leave it out"),
+    ("sample RUNS/classes --negative x", "negative: has no effect without guidance"),
+    ("sample RUNS/classes --negative x --guidance 2", "negative: got 'x', but this model reads none"),
+    ("sample RUNS/classes --attribute hue=1", "attributes: got some, but this model takes none; leave them out"),
+    ("sample RUNS/pictures --image RUNS/8.png", "--image: this model does not start from a picture"),
+    ("sample RUNS/pictures --mask RUNS/8.png", "--image: this model does not start from a picture"),
+    ("sample RUNS/words --class 0", "class: got '0', but this model has no classes"),
+    ("sample RUNS/words --attribute hue", "--attribute: got 'hue', need NAME=NUMBER"),
+    ("sample RUNS/words --attribute hue=red", "--attribute: got 'hue=red', need NAME=NUMBER"),
+    ("sample RUNS/words --attribute hue=1", "attributes: size is missing; give all of hue, size"),
+    ("sample RUNS/words --attribute hue=1 --attribute heu=1", "attribute: unknown name 'heu'; did you mean hue?"),
+    ("sample RUNS/words --attribute hue=1 --attribute hue=2", "--attribute: got hue twice; give it once"),
+    ("sample RUNS/words --attribute hue=nan --attribute size=1", "attribute hue: got nan, need a finite number"),
+    (
+        "sample RUNS/words --guide cfg --set cfg.negative=1 --set cfg.scale=2",
+        "cfg negative: got class 1, but this model",
+    ),
+    ("sample RUNS/small", "image: this model starts from a picture; give --image PATH"),
+    ("sample RUNS/small --image RUNS/nope.png", "nope.png: cannot be read"),
+    ("sample RUNS/small --image RUNS/words", "words: is a folder; give its files"),
+    ("sample RUNS/small --image RUNS/album/metadata.csv", "metadata.csv: is no picture; give a .png"),
+    ("sample RUNS/small --image RUNS/5.png", "5.png: is 5 × 5 pixels (width × height), need 4 × 4 or 8 × 8; resize it"),
+    ("sample RUNS/small --image RUNS/4.png --image RUNS/8.png", "--image: got pictures of two sizes; give all of one"),
+    ("sample RUNS/small --image RUNS/4.png -n 0", "sample count: got 0, need at least 1"),
+    ("sample RUNS/small --image RUNS/8.png --mask RUNS/8.png", "mask: got one, but this model fills no holes"),
+    ("sample RUNS/small --image RUNS/8.png --guidance 2", "cfg: there is no condition to guide by"),
+    ("sample RUNS/hole --image RUNS/8.png", "image: this model fills holes; give a mask too (--mask"),
+    ("sample RUNS/hole --mask RUNS/8.png", "image: this model starts from a picture; give --image PATH"),
+    ("sample RUNS/hole --image RUNS/8.png --mask RUNS/5.png", "5.png: is 5 × 5 pixels (width × height), need 8 × 8"),
+    ("sample RUNS/latent --clip", "clip: got a model of latents, which have no range; sample with --no-clip"),
+    ("sample RUNS/latent --guide threshold", "threshold: got a model of latents, which have no range"),
+    ("eval RUNS/latent --nll", "eval --nll: got a model of latents, whose likelihood of pictures is not known"),
+    ("eval RUNS/small --nll", "eval --nll: got a model that starts from a picture, whose likelihood"),
+    ("edit img2img RUNS/small RUNS/8.png", "img2img: this model starts from a picture of its own"),
+    ("edit img2img RUNS/words RUNS/8.png --attribute hue=1", "attributes: size is missing; give all of hue, size"),
+    (
+        "edit img2img RUNS/words RUNS/8.png --guidance 2",
+        "guidance: got 2, but there is no text to guide by; give a text",
+    ),
+    ("edit img2img RUNS/latent RUNS/8.png --text a", "text: got 'a', but this model reads none"),
+    ("edit outpaint RUNS/latent RUNS/8.png --left 2", "outpaint: got a model of latents, need one of pictures"),
+    ("edit restore RUNS/latent RUNS/8.png --operator gray --simulate", "restore: got a model of latents, need one of"),
+    ("classifier RUNS/latent --out judge", "classifier: the model works on latents, and this learns the classes of"),
+    ("train folder --data RUNS/album --codec nope", "nope: is no autoencoder"),
+    ("train folder --data RUNS/album --codec RUNS/codec", "clip: got a model of latents, which have no range"),
+    ("train folder --data RUNS/album --set text=bpe --set text.length=1", "bpe: got vocabulary 512 and length 1"),
+    ("train folder --data RUNS/album --set text=pretrained", "pretrained: got no model, need a folder or a hub id"),
+    (
+        "train folder --data RUNS/album --set data.label=kin",
+        "metadata.csv line 2: no column 'kin'; there are file_name",
+    ),
+    (
+        "train folder --data RUNS/album --set data.attributes=hue,text",
+        "metadata.csv line 2: got 'a red square, number 0'",
+    ),
+    ("train digits --set data.label=kind", "digits knob: unknown name 'label'"),
 ]
 
 

@@ -142,6 +142,7 @@ VERBS: list[tuple[str, dict[str, Any]]] = [
     ("vary", {"count": 2, "strength": 0.6, "eta": 0.5, "label": 1}),
     ("invert", {"depth": 0.8, "label": 0}),
 ]
+EACH = [pytest.param(*row, id=f"{row[0]} {i}", marks=[pytest.mark.long] * (i > 1)) for i, row in enumerate(VERBS)]
 
 
 def encoded(codec: Codec, x: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def pictures_of(codec: Codec, z: Tensor) -> Tensor:
     return flat.reshape(*z.shape[:-3], *SHAPE)
 
 
-@pytest.mark.parametrize(("verb", "knobs"), VERBS, ids=[f"{verb} {i}" for i, (verb, _) in enumerate(VERBS)])
+@pytest.mark.parametrize(("verb", "knobs"), EACH)
 def test_a_verb_is_encoding_the_verb_on_latents_and_decoding(verb, knobs, model, codec, x) -> None:
     run = editing.VERBS[verb]
     got, inner = run(model, x, **knobs), run(inside(model), encoded(codec, x), **knobs)
@@ -165,6 +166,7 @@ def test_a_verb_is_encoding_the_verb_on_latents_and_decoding(verb, knobs, model,
     assert_close(by_batch, got, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_ways_and_round_trips_too(model: Bundle, codec: Codec, x: Tensor) -> None:
     way = editing.interpolate(model, x[:1], x[1:2], count=3, label=1)
     inner = editing.interpolate(inside(model), encoded(codec, x[:1]), encoded(codec, x[1:2]), count=3, label=1)
@@ -247,6 +249,7 @@ def test_what_latents_cannot_do_is_one_line(run, error, text, model, x) -> None:
     assert one_line(caught).startswith(text)
 
 
+@pytest.mark.long
 def test_a_model_of_pictures_is_edited_as_it_was(x: Tensor) -> None:
     """The verbs of `in_latents` do nothing else to it, nor to a bare denoiser."""
     plain = made(None)
@@ -272,6 +275,7 @@ def test_likelihood_of_pictures_is_refused(model: Bundle) -> None:
         )
 
 
+@pytest.mark.long
 def test_a_guide_must_know_the_same_latents(model: Bundle, codec: Codec) -> None:
     """A weak net of another autoencoder's latents, or a classifier of pictures, would be asked what it cannot know."""
     weak = with_parts(model, weak=made(codec, seed=1))
@@ -301,6 +305,7 @@ def test_a_weak_net_must_be_told_the_same() -> None:
     assert "weak" in with_parts(mine, weak=made(None)).parts
 
 
+@pytest.mark.long
 def test_a_model_without_a_recipe_is_one_too(model: Bundle, codec: Codec, x: Tensor) -> None:
     plain = Plain(model.denoiser, SHAPE, KINDS, RECIPE.plan, guidable=True, codec=codec)
     assert torch.equal(sample(plain, 2), sample(model, 2))

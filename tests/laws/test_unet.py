@@ -257,6 +257,7 @@ def test_training_drops_what_it_says_and_keeps_the_mean() -> None:
     assert abs(float(kept.double().mean()) - 0.7) < 0.014
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, as it makes decompositions
 def test_other_ways_of_differentiating_a_training_net_work() -> None:
     norm, conv, (h, scale, shift) = parts_of()

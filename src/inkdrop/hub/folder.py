@@ -117,7 +117,7 @@ def _nothing(folder: Path, stem: str, variant: str | None) -> str:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         return f"{folder}: has its weights as {pickles[0]} alone, a pickle, which is never read here; {_CONVERT}"
-    return f"{folder}: has no {wanted}; download the folder again, whole"
+    return f"{folder}: has no {wanted}; download it again, whole, or if its weights are a .bin there, {_CONVERT}"
 
 
 def _read_shards(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from inkdrop.core.schedule import Schedule, Table
 from inkdrop.denoiser import Denoiser
-from inkdrop.errors import BadArgument
+from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.find import Part, build, check_knobs, find, knobs
 from inkdrop.hub.config import Config
 
@@ -209,11 +209,11 @@ def write_betas(part: Part) -> dict[str, Any]:
     A table that has no name there is written out as trained_betas.
 
     Raises:
-        BadArgument: a schedule that is no table of betas.
+        BadCheckpoint: a schedule that is no table of betas.
     """
     table, knobs = schedule_of(part), part.knobs
     if not isinstance(table, Table):
-        raise BadArgument(f"hub write: schedule {part.name} is no table of betas, which these pipelines need")
+        raise BadCheckpoint(f"hub write: schedule {part.name} is no table of betas, which these pipelines need")
     words: dict[str, Any] = {"num_train_timesteps": table.steps}
     named = {ours: theirs for theirs, ours in _BETAS.items()}
     usual = part.name in named and not knobs.get("rescale") and not set(knobs) & {"offset", "clip"}
