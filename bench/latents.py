@@ -1,6 +1,6 @@
 """The whole of latent diffusion beside diffusion in pixels, with the same net: time, memory and quality.
 
-    inkdrop autoencoder folder --data PATH --out AE --max-steps 2500 --batch 8
+    inkdrop autoencoder folder --data PATH --out AE --max-steps 2500 --batch 8 --precision bfloat16
     python bench/latents.py --data PATH --codec AE --minutes 5 --out bench/results/latents.json
 
 PATH is shared/data/noto-emoji/images: captioned emoji, 64×64. The recipe is `latent_emoji`, in three ways:

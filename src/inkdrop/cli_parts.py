@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -46,6 +46,7 @@ def train_autoencoder(
     data: Annotated[Path | None, typer.Option(help="Your data: a folder, a .zip, or IDX files.")] = None,
     max_steps: Annotated[int, typer.Option(help="Updates.")] = 3000,
     batch: Annotated[int, typer.Option(help="Images an update.")] = 16,
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16: faster where the processor has it.")] = "float32",
     settings: Set = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
     device: Device = "auto",
@@ -69,6 +70,7 @@ def train_autoencoder(
             against=against,
             steps=max_steps,
             batch=batch,
+            precision=cast(Literal["float32", "bfloat16"], precision),
             seed=seed,
             device=device,
             on_progress=heard,
