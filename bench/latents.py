@@ -262,8 +262,9 @@ def main() -> None:
     elif given.what in ("autoencoder", "trained"):
         facts = (autoencoder if given.what == "autoencoder" else trained)(given)
     else:
+        budget = f"--minutes {given.minutes:g} --samples {given.samples}"
         facts = {
-            "command": f"python bench/latents.py --data PATH --codec AE --minutes {given.minutes:g} --samples {given.samples}",
+            "command": f"python bench/latents.py --data PATH --codec AE {budget}",
             "inkdrop": inkdrop.__version__,
             "torch": str(torch.__version__),
             "python": platform.python_version(),

@@ -236,7 +236,7 @@ def spent() -> float:
 
 def check(pair: Pair) -> dict[str, float]:
     """How far answers and gradients are apart, over the largest; too far ends the run."""
-    heard: dict[str, dict[str, Tensor]] = {}
+    heard: dict[str, dict[str, Any]] = {}
     for name, side in pair.items():
         side.ready("with backward")
         x = side.x.clone().requires_grad_()

@@ -46,7 +46,7 @@ def train_autoencoder(
     data: Annotated[Path | None, typer.Option(help="Your data: a folder, a .zip, or IDX files.")] = None,
     max_steps: Annotated[int, typer.Option(help="Updates.")] = 3000,
     batch: Annotated[int, typer.Option(help="Images an update.")] = 16,
-    precision: Annotated[str, typer.Option(help="float32, or bfloat16: faster where the processor has it.")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 where it is faster.")] = "float32",
     settings: Set = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
     device: Device = "auto",

@@ -45,6 +45,7 @@ def runs(tmp_path_factory) -> Path:
     picture(folder / "8.png", (8, 8))
     picture(folder / "4.png", (4, 4))
     picture(folder / "5.png", (5, 5))
+    picture(folder / "mask.png", (8, 8), "L")
     return folder
 
 
@@ -246,10 +247,10 @@ COMMANDS = [
     ("sample RUNS/small --image RUNS/5.png", "5.png: is 5 × 5 pixels (width × height), need 4 × 4 or 8 × 8; resize it"),
     ("sample RUNS/small --image RUNS/4.png --image RUNS/8.png", "--image: got pictures of two sizes; give all of one"),
     ("sample RUNS/small --image RUNS/4.png -n 0", "sample count: got 0, need at least 1"),
-    ("sample RUNS/small --image RUNS/8.png --mask RUNS/8.png", "mask: got one, but this model fills no holes"),
+    ("sample RUNS/small --image RUNS/8.png --mask RUNS/mask.png", "mask: got one, but this model fills no holes"),
     ("sample RUNS/small --image RUNS/8.png --guidance 2", "cfg: there is no condition to guide by"),
     ("sample RUNS/hole --image RUNS/8.png", "image: this model fills holes; give a mask too (--mask"),
-    ("sample RUNS/hole --mask RUNS/8.png", "image: this model starts from a picture; give --image PATH"),
+    ("sample RUNS/hole --mask RUNS/mask.png", "image: this model starts from a picture; give --image PATH"),
     ("sample RUNS/hole --image RUNS/8.png --mask RUNS/5.png", "5.png: is 5 × 5 pixels (width × height), need 8 × 8"),
     ("sample RUNS/latent --clip", "clip: got a model of latents, which have no range; sample with --no-clip"),
     ("sample RUNS/latent --guide threshold", "threshold: got a model of latents, which have no range"),

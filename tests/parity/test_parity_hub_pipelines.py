@@ -28,7 +28,7 @@ from pipelines import perturbed, quietly, silent
 
 pytestmark = pytest.mark.long  # left out of the fast tier
 
-SEED, STEPS, ROWS = 3, 5, 2  # 5 divides every T here: else their DDIM steps by T//n
+SEED, STEPS, ROWS = 3, 10, 2  # 10 divides every T here: else their DDIM steps by T//n
 
 
 def images_of(pipeline: Any, shape: tuple[int, ...], **how: Any) -> Tensor:

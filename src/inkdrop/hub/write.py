@@ -162,8 +162,8 @@ def _without_variance(
 
 def _check_null(net: UNet, reader: Reader, forget_null: bool) -> None:
     """Refuse to drop a learned null text that is not the one theirs has."""
-    if net.text is None:
-        raise BadCheckpoint("hub write: the model has a reader, but its net reads no text")
+    if net.text is None or reader.vocabulary:
+        raise BadCheckpoint("hub write: the model reads tokens of its own, which no pipeline of theirs does")
     empty, null = reader([""])[0][0], net.text.null.detach().cpu()
     if not forget_null and (empty.shape != null.shape or not torch.allclose(empty, null, atol=1e-6)):
         raise BadCheckpoint(

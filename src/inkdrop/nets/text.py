@@ -98,7 +98,7 @@ class Text(nn.Module):
         self.null = nn.Parameter(torch.zeros(null_length, width))
         if vocabulary:
             self.table = nn.Embedding(vocabulary, width)
-            self.place = nn.Parameter(0.02 * torch.randn(length, width))
+            self.place = nn.Parameter(torch.randn(length, width))  # as large as the table: order is heard
             self.blocks = nn.ModuleList(TextBlock(width, heads) for _ in range(depth))
             self.norm = nn.LayerNorm(width)
         elif features != width:
