@@ -192,7 +192,8 @@ def build(room: str, part: Part, *positional: Any, **house: Any) -> Any:
         house: keyword arguments passed only where the function has such a parameter (classes=10).
     """
     function = find(room, part.name)
-    slot = None if room == "guide" else {"combinators": "combine", "readers": "text", "pairs": "image"}.get(room, room.removesuffix("s"))
+    slots = {"combinators": "combine", "readers": "text", "pairs": "image"}
+    slot = None if room == "guide" else slots.get(room, room.removesuffix("s"))
     given = check_knobs(part.name, function, {**_accepted(function, house, part.knobs), **part.knobs}, slot)
     takes = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     return function(*positional[: len(takes)], **given)

@@ -33,7 +33,7 @@ def convolve(
 ) -> Tensor:
     """conv(dropped(silu(norm(h)·(1 + scale) + shift))), which keeps nothing but h for its gradient in training.
 
-    In training what is between h and the answer is computed again for the gradient: about 2 % more time for a third
+    In training what is between h and the answer is computed again for the gradient: little more time for much
     less memory (docs/nets/unet.md). Where the gradient is of a call in eval mode, under autocast, in a compiled or
     exported net, and in forward-mode differentiation, it is the plain chain of its parts.
 
@@ -73,7 +73,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(*given: Any) -> Tensor:
         *_, kernel, offset, how = given
-        return functional.conv2d(_inside(given, how)[-1], kernel, offset, padding=1)
+        return functional.conv2d(_inside(given, how, forget=True)[-1], kernel, offset, padding=1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -93,25 +93,37 @@ class _Convolve(torch.autograd.Function):
         )
         del seen
         g = _silu_gradient(g if keep is None else g * keep / (1 - dropout), moved)
+        del moved
         to_scale = to_shift = None
         if scale is not None:
             to_scale, to_shift = (g * normed).sum((2, 3), keepdim=True), g.sum((2, 3), keepdim=True)
             g = g * (1 + scale)
+        del normed
         to_h, to_weight, to_bias = _norm_gradient(g, h, weight, moments, ctx.how, [wanted[0], *wanted[4:6]])
         return to_h, to_scale, to_shift, None, to_weight, to_bias, to_kernel, to_offset, None
 
 
 def _inside(
-    given: Sequence[Any], how: tuple[int, float, float]
+    given: Sequence[Any], how: tuple[int, float, float], *, forget: bool = False
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
-    """What is inside `convolve`: (normed, (mean, 1/deviation) of each group, moved, what the convolution sees)."""
+    """What is inside `convolve`: (normed, (mean, 1/deviation) of each group, moved, what the convolution sees).
+
+    With `forget` only the last is right, written over the others.
+    """
     h, scale, shift, keep, weight, bias = given[:6]
     groups, eps, dropout = how
     b, c, high, wide = h.shape
+    h = h.contiguous(memory_format=_layout(h))
     normed, *moments = torch.native_group_norm(h, weight, bias, b, c, high * wide, groups, eps)
     moved = normed if scale is None else torch.addcmul(shift, normed, 1 + scale)
-    seen = functional.silu(moved)
+    seen = functional.silu(moved, inplace=forget)
     return normed, (moments[0], moments[1]), moved, seen if keep is None else seen * keep / (1 - dropout)
+
+
+def _layout(h: Tensor) -> torch.memory_format:
+    """The layout in which the kernels of group normalisation take h, and a gradient like it."""
+    last = h.device.type == "cpu" and not h.is_contiguous() and h.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _silu_gradient(g: Tensor, x: Tensor) -> Tensor:
@@ -134,6 +146,7 @@ def _norm_gradient(
     """The gradients of group normalisation by (h, weight, bias), as `_silu_gradient`."""
     (b, c, high, wide), (groups, eps, _) = h.shape, how
     if not torch.is_grad_enabled():
+        g, h = (part.contiguous(memory_format=_layout(h)) for part in (g, h))
         fused: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
             g, h, *moments, weight, b, c, high * wide, groups, wanted
         )
