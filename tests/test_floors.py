@@ -36,6 +36,9 @@ COMMANDS = (
         "data",
         "data check",
         "edit",
+        "hub",
+        "hub read",
+        "hub write",
     ),
     *(f"edit {name}" for name in EDITS),
 )
@@ -194,9 +197,10 @@ def test_what_is_allowed_is_not_forbidden() -> None:
 # ---- names -------------------------------------------------------------------------------------------------------
 
 
-def isort_style(name: str) -> tuple[int, str]:
-    """CONSTANTS, then Classes, then functions, as ruff sorts __all__ (RUF022)."""
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+def isort_style(name: str) -> tuple[int, list[tuple[str, int]]]:
+    """CONSTANTS, then Classes, then functions, numbers by their value, as ruff sorts __all__ (RUF022)."""
+    parts = [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, parts)
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__main__.py"], ids=ident)

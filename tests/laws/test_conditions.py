@@ -230,7 +230,7 @@ def test_an_image_condition_is_noised_to_a_uniform_time_that_is_told(pictures):
         xs.append(x0[:, :1][noisy])
     t, unit, eps, x = (torch.cat(part).double().flatten() for part in (times, units, epses, xs))
     assert stats.kstest(t.numpy(), stats.uniform(0, 0.6).cdf).pvalue > 1e-3
-    assert float(t.min()) < 0.6 / 100
+    assert float(t.min()) < 0.6 / 50  # of some hundred rows: missed by chance once in e^8
     assert float(t.max()) > 0.59
     assert stats.kstest(unit[:20_000].numpy(), "norm").pvalue > 1e-3
     error = 4 / math.sqrt(len(unit))

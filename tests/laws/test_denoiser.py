@@ -127,6 +127,7 @@ def test_a_second_half_of_channels_is_the_learned_variance() -> None:
 
 CLOCKS: dict[str, Callable[[Level], Tensor]] = {
     "lam": lambda level: torch.log(level.sigma / level.alpha) / 4,  # EDM's c_noise = ln(sigma)/4
+    "sigma": lambda level: level.sigma * 1000,
     "table": lambda level: level.t * 1000 - 1,
     "time": lambda level: level.t * 1000,
 }

@@ -542,7 +542,7 @@ def test_a_preview_that_cannot_be_written_leaves_no_half(tmp_path, monkeypatch):
         ({"plan": ["sampler=ddpm", "sampler.variance=learned"]}, "does not predict a variance"),
         ({"plan": ["loss.weight=snrr"]}, "did you mean snr"),
         ({"plan": ["net.learned_variance=true"]}, "cannot train a learned variance"),
-        ({"plan": ["net.classes=7"]}, "the data have 3 classes"),
+        ({"plan": ["net.classes=7"]}, "the data have 3"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_anything_is_written(change, match, tmp_path):
