@@ -1,6 +1,6 @@
 """What guidance buys and what it costs on MNIST: fidelity against diversity, by guidance scale.
 
-    inkdrop train mnist-class --data PATH --out runs/mnist
+    inkdrop train mnist_class --data PATH --out runs/mnist
     python bench/guidance_mnist.py runs/mnist --data PATH --out bench/results/guidance_mnist.json \\
         --plot docs/images/guidance-mnist.png
 
@@ -106,9 +106,10 @@ def draw(rows: list[dict[str, Any]], floor: dict[str, Any], path: Path) -> None:
     left.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="center right")
     right.plot([row["recall"] for row in rows], [row["precision"] for row in rows], "o-", color="#444444")
     for row in rows:
-        right.annotate(f"w = {row['scale']:g}", (row["recall"], row["precision"]), (5, 5), textcoords="offset points")
+        right.annotate(f"w = {row['scale']:g}", (row["recall"], row["precision"]), (6, 6), textcoords="offset points")
     right.plot(floor["recall"], floor["precision"], "*", markersize=13, color="#1b6ca8")
-    right.annotate("training images", (floor["recall"], floor["precision"]), (-4, -14), textcoords="offset points")
+    right.annotate("training images", (floor["recall"], floor["precision"]), (-28, 10), textcoords="offset points")
+    right.margins(0.12)
     right.set(xlabel="recall: diversity", ylabel="precision: fidelity")
     for axis in (left, right):
         axis.grid(alpha=0.25)

@@ -432,7 +432,7 @@ def compiler() -> str | None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=[case.name for case in CASES], help="one of the two configs")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, three rounds")

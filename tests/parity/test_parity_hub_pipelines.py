@@ -42,9 +42,9 @@ def ours(bundle: Bundle, **how: Any) -> Tensor:
 
 
 def close(mine: Tensor, theirs: Tensor) -> None:
-    """To 1e-4, of pictures that are not flat, nor all of them clipped."""
+    """to 1e-4, of pictures a tenth of which, at least, is not clipped."""
     inside = theirs[theirs.abs() < 0.999]
-    assert len(inside) > 0.2 * theirs.numel()
+    assert len(inside) > 0.1 * theirs.numel()
     assert float(inside.std()) > 0.05
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
 
