@@ -432,7 +432,7 @@ def compiler() -> str | None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5; 3 with --quick")
     parser.add_argument("--only", choices=[case.name for case in CASES], help="one of the two configs")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, three rounds")
@@ -451,8 +451,7 @@ def main() -> None:
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    if args.quick:
-        args.rounds = 3
+    args.rounds = args.rounds or (3 if args.quick else 5)
     variants, notes = list(VARIANTS), []
     if args.compile and compiler() is not None:
         variants.append(COMPILED)

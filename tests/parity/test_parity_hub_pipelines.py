@@ -42,7 +42,7 @@ def ours(bundle: Bundle, **how: Any) -> Tensor:
 
 
 def close(mine: Tensor, theirs: Tensor) -> None:
-    """to 1e-4, of pictures a tenth of which, at least, is not clipped."""
+    """To 1e-4, of pictures a tenth of which, at least, is not clipped."""
     inside = theirs[theirs.abs() < 0.999]
     assert len(inside) > 0.1 * theirs.numel()
     assert float(inside.std()) > 0.05

@@ -317,6 +317,17 @@ def test_published_configs_use_every_key_and_leave_none_over(record: dict[str, A
         read_unet(record, {**tensors, "one.more": torch.empty(1, device="meta")})
 
 
+@pytest.mark.parametrize("name", ["UNet2DModel", "UNet2DConditionModel"])
+def test_a_key_that_is_absent_has_the_default_of_their_class(name: str) -> None:
+    """Old configs say little; the class fills in the rest."""
+    least: dict[str, Any] = {"sample_size": 32}
+    with torch.device("meta"):
+        theirs = (UNet2DModel if name == "UNet2DModel" else UNet2DConditionModel)(**least)
+    whole = json.loads(theirs.to_json_string())
+    assert len(whole) > 20
+    assert part_of({"_class_name": name, **least}) == part_of(whole)
+
+
 @pytest.mark.slow
 def test_the_full_cifar10_net_says_the_same() -> None:
     """In memory: 35.7 M parameters, the same answers at 32×32."""
