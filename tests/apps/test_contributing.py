@@ -19,6 +19,7 @@ USE = """
 import math
 import torch
 from inkdrop.core.ask import Ask
+from inkdrop.core.cond import Terms
 from inkdrop.core.noise import Draw
 from inkdrop.core.oracle import Gaussian
 from inkdrop.core.schedule import vp
@@ -31,7 +32,7 @@ from inkdrop.recipe import denoiser_of, open_data
 torch.manual_seed(0)
 recipe = find("recipes", "stripes")()
 data = open_data(recipe.data, "train")
-denoiser = denoiser_of(recipe, data.shape, len(data.classes))
+denoiser = denoiser_of(recipe, data.shape, Terms(classes=len(data.classes)))
 x0, cond = data.take(range(len(data)))
 optimiser = torch.optim.AdamW(denoiser.parameters(), lr=0.01)
 losses = []

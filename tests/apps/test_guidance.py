@@ -175,7 +175,7 @@ REFUSED = [
     ("--guidance 2 --set cfg.negative=10", "cfg negative: got 10, need a number in [0, 9]"),
     ("--guidance 2 --set cfg.start=50", "cfg start and stop: got 50 and 0, need 0 <= stop < start <= 1"),
     ("--combine twice", "combinators: unknown name 'twice'"),
-    ("--set combine.n=2", "this plan has no combine; name one first"),
+    ("--set combine.n=2", "there is no combine; name one first"),
     ("--noise pink", "noise: got 'pink', need white or brownian"),
     ("--weak nope", "nope: no such folder"),
     ("--classifier nope", "nope: is no classifier (it has no classifier.json)"),

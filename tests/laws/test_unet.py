@@ -155,6 +155,7 @@ def test_a_spatial_transformer_is_its_formula(depth: int, only_cross: bool, head
     x, words = random(2, 8, 3, 5), some_words()
     assert torch.equal(made.double()(x, words), x)  # zero at the start
     perturbed(made)
+    assert ("blocks.0.attention1.kv.weight" in made.state_dict()) == only_cross
     want = transformer(dict(made.state_dict()), x, words, head_width or 8, 2, depth)
     assert_close(made(x, words), want, **TIGHT)
 
@@ -222,12 +223,13 @@ def test_the_gradient_in_training_is_that_of_the_plain_chain(modulated: bool) ->
     given = (h, *told) if modulated else (h,)
     leaves = [*given, *norm.parameters(), *conv.parameters()]
     grads = []
-    for training in (True, False):
+    for training, again in ((True, False), (True, True), (False, False)):
         y = convolve.convolve(h, norm, conv, *given[1:], training=training)
-        grads.append((y, *torch.autograd.grad((y * random(*y.shape, seed=3)).sum(), leaves)))
+        grads.append((y, *torch.autograd.grad((y * random(*y.shape, seed=3)).sum(), leaves, create_graph=again)))
     assert type(convolve.convolve(*given[:1], norm, conv, training=True).grad_fn).__name__ == "_ConvolveBackward"
-    for ours, plain in zip(*grads, strict=True):
-        assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    for once, twice, plain in zip(*grads, strict=True):
+        assert_close(once, plain, rtol=1e-12, atol=1e-12)
+        assert_close(twice, plain, rtol=1e-12, atol=1e-12)  # the gradient of which there is a gradient
 
 
 def test_the_gradient_in_training_does_not_ask_for_a_layout() -> None:

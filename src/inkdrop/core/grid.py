@@ -21,7 +21,18 @@ from inkdrop.core.level import Level
 from inkdrop.core.schedule import Schedule
 from inkdrop.errors import BadArgument
 
-__all__ = ["End", "Grid", "karras", "leading", "linspace", "loguniform", "power", "quadratic", "trailing", "uniform"]
+__all__ = [
+    "End",
+    "Grid",
+    "karras",
+    "leading",
+    "linspace",
+    "loguniform",
+    "power",
+    "quadratic",
+    "trailing",
+    "uniform",
+]
 
 End: TypeAlias = Literal["clean", "least"]
 """Where a grid ends: at the clean level, or at the table's first entry (diffusers' set_alpha_to_one=False)."""
