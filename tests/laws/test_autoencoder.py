@@ -381,6 +381,11 @@ def test_a_fit_is_keyed_by_its_seed() -> None:
     late = weights(seed=3, against=Against(adversary=1.0, start=0.99))  # starts after the third update
     assert torch.equal(late, one)
     assert not torch.equal(weights(seed=3, against=Against(perceptual=1.0, features=lambda x: [x.flatten(1)])), one)
+
+
+@pytest.mark.slow
+def test_the_features_may_be_a_classifiers_of_the_same_data() -> None:
+    one = weights(seed=3)
     assert not torch.equal(weights(seed=3, against=Against(perceptual=1.0, features="classifier")), one)
 
 
@@ -410,7 +415,7 @@ def test_the_loss_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trained_one_reconstructs_what_it_has_not_seen_and_has_latents_of_unit_deviation(tmp_path: Path) -> None:
     heard: list[tuple[int, int, str]] = []
     made = fit_autoencoder(
-        DIGITS, tmp_path / "ae", net=NET, steps=250, batch=32, lr=3e-3, on_progress=lambda *facts: heard.append(facts)
+        DIGITS, tmp_path / "ae", net=NET, steps=200, batch=32, lr=3e-3, on_progress=lambda *facts: heard.append(facts)
     )
     card = made.card
     data = find("data", "digits")("test")
@@ -425,7 +430,7 @@ def test_a_trained_one_reconstructs_what_it_has_not_seen_and_has_latents_of_unit
     for deviation in z.transpose(0, 1).flatten(1).std(1).tolist():
         assert deviation == pytest.approx(1, abs=0.1)
     assert z.mean().abs() < 0.1
-    assert heard[-1][:2] == (250, 250)
+    assert heard[-1][:2] == (200, 200)
     assert "pixels" in heard[-1][2]
     with pytest.raises(BadArgument, match="exists already"):
         fit_autoencoder(DIGITS, tmp_path / "ae", net=NET)
