@@ -236,13 +236,16 @@ def test_the_gradient_in_training_does_not_ask_for_a_layout() -> None:
     norm, conv, (h, scale, shift) = parts_of()
     last, odd = h.detach().contiguous(memory_format=torch.channels_last), h.detach().transpose(2, 3).contiguous()
     ways = [h.detach(), last, odd.transpose(2, 3), torch.cat([h.detach()] * 2, dim=1)[:, :4]]
-    want = torch.autograd.grad(convolve.convolve(h, norm, conv, scale, shift).sin().sum(), h)[0]
+    others = (scale, shift, *norm.parameters(), *conv.parameters())
+    want = torch.autograd.grad(convolve.convolve(h, norm, conv, scale, shift).sin().sum(), (h, *others))
     for kernels in (torch.contiguous_format, torch.channels_last):
         conv.to(memory_format=kernels)
         for way in ways:
             way.requires_grad_()
             y = convolve.convolve(way, norm, conv, scale, shift, training=True)
-            assert_close(torch.autograd.grad(y.sin().sum(), way)[0], want, rtol=1e-12, atol=1e-12)
+            for once, again in ((True, False), (True, True)):
+                got = torch.autograd.grad(y.sin().sum(), (way, *others), retain_graph=once, create_graph=again)
+                assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.long

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,11 @@ __all__ = ["activated", "convolve"]
 
 def activated(h: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """silu(norm(h)), or silu(norm(h)·(1 + scale) + shift): h (B, C, H, W), scale and shift (B, C, 1, 1)."""
-    h = norm(h)
-    if scale is not None and shift is not None:
-        h = torch.addcmul(shift, h, 1 + scale)
-    return functional.silu(h, inplace=not torch.is_grad_enabled())
+    if torch.compiler.is_compiling():  # which makes one loop of them itself
+        h = norm(h) if scale is None or shift is None else norm(h) * (1 + scale) + shift
+        return functional.silu(h)
+    moved = _moved(h, scale, shift, norm.weight, norm.bias, norm.num_groups, norm.eps)
+    return functional.silu(moved.y, inplace=not torch.is_grad_enabled())
 
 
 def convolve(
@@ -72,8 +72,9 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(*given: Any) -> Tensor:
-        *_, kernel, offset, how = given
-        return functional.conv2d(_inside(given, how, forget=True)[-1], kernel, offset, padding=1)
+        h, scale, shift, keep, weight, bias, kernel, offset, (groups, eps, dropout) = given
+        seen = functional.silu(_moved(h, scale, shift, weight, bias, groups, eps).y, inplace=True)
+        return functional.conv2d(_dropped(seen, keep, dropout), kernel, offset, padding=1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -82,42 +83,88 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # read once: a checkpoint forgets them then
-        h, scale, _, keep, weight, _, kernel, _ = saved
-        dropout = ctx.how[2]
-        normed, moments, moved, seen = _inside(saved, ctx.how)
+        h, scale, shift, keep, weight, bias, kernel, _ = ctx.saved_tensors  # read once: a checkpoint forgets them then
+        groups, eps, dropout = ctx.how
+        moved = _moved(h, scale, shift, weight, bias, groups, eps)
         wanted = list(ctx.needs_input_grad)
         pads = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        seen = _dropped(functional.silu(moved.y), keep, dropout)
         g, to_kernel, to_offset = torch.ops.aten.convolution_backward(
             grads[0], seen, kernel, [kernel.shape[0]], *pads, [True, *wanted[6:8]]
         )
         del seen
-        g = _silu_gradient(g if keep is None else g * keep / (1 - dropout), moved)
-        del moved
-        to_scale = to_shift = None
-        if scale is not None:
-            to_scale, to_shift = (g * normed).sum((2, 3), keepdim=True), g.sum((2, 3), keepdim=True)
-            g = g * (1 + scale)
-        del normed
-        to_h, to_weight, to_bias = _norm_gradient(g, h, weight, moments, ctx.how, [wanted[0], *wanted[4:6]])
-        return to_h, to_scale, to_shift, None, to_weight, to_bias, to_kernel, to_offset, None
+        g = _silu_gradient(_dropped(g, keep, dropout), moved.y)
+        return *_moved_gradient(g, h, scale, weight, bias, moved, eps), to_kernel, to_offset, None
 
 
-def _inside(
-    given: Sequence[Any], how: tuple[int, float, float], *, forget: bool = False
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
-    """What is inside `convolve`: (normed, (mean, 1/deviation) of each group, moved, what the convolution sees).
+class _Moved(NamedTuple):
+    """What goes into silu, and the normalisation that made it.
 
-    With `forget` only the last is right, written over the others.
+    Attributes:
+        y: (B, C, H, W).
+        rows: what was normalised, h as (N, C', H, W).
+        weight: its weight (C',).
+        groups: its groups of C'.
+        mean: of each group, (N, groups).
+        rate: 1/deviation of each, (N, groups).
+        folded: whether N = 1 and C' = B·C, with scale and shift in the weight and the bias.
     """
-    h, scale, shift, keep, weight, bias = given[:6]
-    groups, eps, dropout = how
+
+    y: Tensor
+    rows: Tensor
+    weight: Tensor
+    groups: int
+    mean: Tensor
+    rate: Tensor
+    folded: bool
+
+
+def _moved(
+    h: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> _Moved:
+    """norm(h)·(1 + scale) + shift, as one normalisation where it can be: all images are channels of a single one then.
+
+    That saves a pass or two over the pixels, and more of them backwards. Where channels are last in memory they
+    cannot be seen so.
+    """
     b, c, high, wide = h.shape
-    h = h.contiguous(memory_format=_layout(h))
-    normed, *moments = torch.native_group_norm(h, weight, bias, b, c, high * wide, groups, eps)
-    moved = normed if scale is None else torch.addcmul(shift, normed, 1 + scale)
-    seen = functional.silu(moved, inplace=forget)
-    return normed, (moments[0], moments[1]), moved, seen if keep is None else seen * keep / (1 - dropout)
+    layout = _layout(h)
+    rows = h.contiguous(memory_format=layout)
+    folded = scale is not None and shift is not None and layout is torch.contiguous_format
+    if scale is not None and shift is not None and folded:
+        by, to = 1 + scale.reshape(b, c), shift.reshape(b, c)
+        rows, groups = rows.reshape(1, b * c, high, wide), b * groups
+        weight, bias = (weight * by).reshape(-1), (bias * by + to).reshape(-1)
+    y, mean, rate = torch.native_group_norm(rows, weight, bias, len(rows), rows.shape[1], high * wide, groups, eps)
+    if scale is not None and shift is not None and not folded:
+        y = y * (1 + scale) + shift
+    return _Moved(y.reshape(h.shape), rows, weight, groups, mean, rate, folded)
+
+
+def _moved_gradient(
+    g: Tensor, h: Tensor, scale: Tensor | None, weight: Tensor, bias: Tensor, moved: _Moved, eps: float
+) -> tuple[Tensor | None, ...]:
+    """The gradients by the first six of what `_Convolve` is given."""
+    if scale is None:
+        to_h, to_weight, to_bias = _norm_gradient(g, moved, eps)
+        return to_h, None, None, None, to_weight, to_bias
+    (b, c), groups = h.shape[:2], moved.mean.shape[1]
+    by = (1 + scale).reshape(b, c)
+    if moved.folded:
+        to_h, slopes, levels = _norm_gradient(g.reshape(moved.rows.shape), moved, eps)
+        slopes, levels = slopes.reshape(b, c), levels.reshape(b, c)
+    else:
+        levels, pulls = g.sum((2, 3)), (g * h).sum((2, 3))
+        mean, rate = (part[:, :, None].expand(-1, -1, c // groups).reshape(b, c) for part in (moved.mean, moved.rate))
+        slopes = rate * (pulls - mean * levels)
+        to_h, *_ = _norm_gradient(g * by[:, :, None, None], moved, eps)
+    to_scale, to_shift = ((weight * slopes + bias * levels).reshape(scale.shape), levels.reshape(scale.shape))
+    return to_h.reshape(h.shape), to_scale, to_shift, None, (by * slopes).sum(0), (by * levels).sum(0)
+
+
+def _dropped(h: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
+    """h without what is not kept, and the rest so much larger."""
+    return h if keep is None else h * keep / (1 - dropout)
 
 
 def _layout(h: Tensor) -> torch.memory_format:
@@ -136,25 +183,20 @@ def _silu_gradient(g: Tensor, x: Tensor) -> Tensor:
     return g * rate * (1 + x * (1 - rate))
 
 
-def _norm_gradient(
-    g: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    moments: tuple[Tensor, Tensor],
-    how: tuple[int, float, float],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of group normalisation by (h, weight, bias), as `_silu_gradient`."""
-    (b, c, high, wide), (groups, eps, _) = h.shape, how
+def _norm_gradient(g: Tensor, moved: _Moved, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of group normalisation by (rows, weight, bias), as `_silu_gradient`."""
+    rows, weight, groups = moved.rows, moved.weight, moved.groups
+    b, c, high, wide = rows.shape
     if not torch.is_grad_enabled():
-        g, h = (part.contiguous(memory_format=_layout(h)) for part in (g, h))
+        layout = _layout(rows)
+        g, rows = (part.contiguous(memory_format=layout) for part in (g, rows))
         fused: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
-            g, h, *moments, weight, b, c, high * wide, groups, wanted
+            g, rows, moved.mean, moved.rate, weight, b, c, high * wide, groups, [True, True, True]
         )
         return fused
-    rows = h.reshape(b, groups, -1)
-    rate = (rows.var(2, correction=0, keepdim=True) + eps).rsqrt()
-    unit = (rows - rows.mean(2, keepdim=True)) * rate
-    pull = (g * weight[:, None, None]).reshape(rows.shape)
+    h = rows.reshape(b, groups, -1)
+    rate = (h.var(2, correction=0, keepdim=True) + eps).rsqrt()
+    unit = (h - h.mean(2, keepdim=True)) * rate
+    pull = (g * weight[:, None, None]).reshape(h.shape)
     to_h = rate * (pull - pull.mean(2, keepdim=True) - unit * (pull * unit).mean(2, keepdim=True))
-    return to_h.reshape(h.shape), (g * unit.reshape(h.shape)).sum((0, 2, 3)), g.sum((0, 2, 3))
+    return to_h.reshape(rows.shape), (g * unit.reshape(rows.shape)).sum((0, 2, 3)), g.sum((0, 2, 3))
