@@ -20,7 +20,7 @@ __all__ = ["AREAS", "Scenes", "cover", "shapes"]
 AREAS = {"small": (1 / 32, 5 / 128), "large": (21 / 256, 25 / 256)}
 """The least and the greatest area of a thing of each size, as a share of the picture's."""
 
-_STEP, _JITTER, _MARGIN, _GAP, _SLANT = 0.21, 0.035, 1 / 64, 1 / 16, 0.35
+_STEP, _JITTER, _BESIDE, _MARGIN, _GAP, _SLANT = 0.21, 0.035, 0.14, 1 / 64, 1 / 16, 0.35
 _ROOT5 = 5**0.5
 _EXTENTS = {  # above and below the centroid, and to either side, of a shape of area 1
     "circle": (np.pi**-0.5, np.pi**-0.5, np.pi**-0.5),
@@ -55,8 +55,9 @@ def shapes(
 
     A thing covers a share of the picture uniform in AREAS of its size, whatever its shape. A single one's centroid is
     at 1/2 + 0.21·(column, row) of its place ± 0.035, moved inside where it would be cut off. Of two, the first lies
-    above, below, left of or right of the second: their boxes are at least 1/16 apart that way, and the centroids' other
-    distance is at most 0.35 of that one. A pixel is the mean of what covers it, in 8 bits.
+    above, below, left of or right of the second: their boxes are 1/16 to 3/16 apart that way, the middle of both is at
+    1/2 ± 0.035, and the other way the upper or left one's centroid is at 1/2 ± 0.14 and the other's at most 0.35 of
+    their distance beside it, both moved inside. A pixel is the mean of what covers it, in 8 bits.
 
     The split is by combination. 24 of the 64 kinds of thing are never drawn in training, alone or in a pair, and of the
     pairs of others an eighth is not, whichever way they are said. Captions of the test split say everything; those of
@@ -130,9 +131,10 @@ def _arranged(scene: Scene, u: np.ndarray) -> list[_Drawn]:
     (before, after, *wide), (next_before, next_after, *next_wide) = boxes
     slack = 1 - 2 * _MARGIN - _GAP - before - after - next_before - next_after
     gap = _GAP + u[2] * min(slack, 1 / 8)
-    begin = _MARGIN + u[3] * (slack - (gap - _GAP)) + before
+    spare = (slack - (gap - _GAP)) / 2  # on either side
+    begin = _MARGIN + spare + min(spare, _JITTER) * (2 * u[3] - 1) + before
     end = begin + after + gap + next_before
-    place = _inside(u[4], *map(max, zip(wide, next_wide, strict=True)))
+    place = _inside(0.5 + _BESIDE * (2 * u[4] - 1), *map(max, zip(wide, next_wide, strict=True)))
     beside = _inside(place + _SLANT * (end - begin) * (2 * u[5] - 1), *next_wide)
     spots = [(begin, place), (end, beside)]
     drawn = [(i, along, other) for i, (along, other) in zip(order, spots, strict=True)]
