@@ -81,16 +81,19 @@ def shaken_run(recipe: Recipe, out: Path) -> Path:
     return out
 
 
-def random_codec(shape: tuple[int, ...] = SHAPE, *, seed: int = 0) -> Codec:
+TINY = Part("autoencoder", {"latent": 2, "width": 4, "multipliers": [1, 2], "blocks": 1})
+
+
+def random_codec(shape: tuple[int, ...] = SHAPE, *, seed: int = 0, part: Part = TINY) -> Codec:
     """A codec with noise on every weight, of factor 2 and two channels."""
-    made = Codec(Part("autoencoder", {"latent": 2, "width": 4, "multipliers": [1, 2], "blocks": 1}), shape, 0.1, 1.3)
+    made = Codec(part, shape, 0.1, 1.3)
     shake(made, seed=seed, by=0.2)
     return made.eval().requires_grad_(False)
 
 
-def codec_folder(folder: Path, *, seed: int = 0) -> Path:
+def codec_folder(folder: Path, *, seed: int = 0, part: Part = TINY) -> Path:
     """The folder of such a codec."""
-    save_codec(random_codec(seed=seed), folder)
+    save_codec(random_codec(seed=seed, part=part), folder)
     return folder
 
 

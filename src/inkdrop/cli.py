@@ -118,11 +118,11 @@ def train(
     made = choose(recipe, data=data, settings=settings or (), trust=trust)
     made = made if codec is None else replace(made, codec=str(codec.resolve()))
     if dry_run:
-        return print_dry_run(made, look(made, device))
+        return print_dry_run(made, look(made, device, trust=trust))
     target = out or Path("runs") / Path(recipe).stem
     with Screen() as screen:
         heard = screen.training(seconds=max_time)
-        bundle = fit(made, target, max_steps=max_steps, max_time=max_time, heard=heard, device=device)
+        bundle = fit(made, target, max_steps=max_steps, max_time=max_time, heard=heard, device=device, trust=trust)
     return _say_next(target, bundle)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 
@@ -230,9 +230,16 @@ def with_knob(room: str, part: Part, knob: str, value: Any) -> Part:
     function = find(room, part.name)
     if knob not in knobs(function):
         raise UnknownName(f"{part.name} knob", knob, knobs(function))
+    if _is_list(knobs(function)[knob].annotation) and isinstance(value, (str, int, float)):
+        value = [value]  # net.cross=1 is a list of one
     merged = {**part.knobs, knob: value}
     check_knobs(part.name, function, merged)
     return Part(part.name, merged)
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether values of an annotation are tuples, or tuples or None."""
+    return any(get_origin(each) is tuple for each in (kind, *get_args(kind)))
 
 
 def _plain(thing: Any) -> Any:

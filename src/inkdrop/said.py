@@ -57,8 +57,10 @@ def told_of(bundle: Bundle, said: Said, count: int) -> Told:
     if count < 1:
         raise BadArgument(f"sample count: got {count}, need at least 1")
     image, mask, pair = None, None, bundle.pair
-    if (said.image or said.mask) and pair is None:
+    if said.image and pair is None:
         raise BadArgument("--image: this model does not start from a picture; to change one, try: inkdrop edit")
+    if said.mask and (pair is None or not pair.masked):
+        raise BadArgument("--mask: this model was not trained to fill holes; try: inkdrop edit inpaint")
     if said.image and pair is not None:
         background = background_of(bundle)
         read = [read_sized(path, (pair.size, bundle.shape), background) for path in said.image]

@@ -37,6 +37,7 @@ from inkdrop.model import Examples, Plain
 from inkdrop.plan import Plan
 from inkdrop.recipe import Recipe, denoiser_of, set_knobs
 from inkdrop.session import open_session
+from inkdrop.train.dry import dry_run
 from inkdrop.train.feed import Feed
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.trainer import Trainer
@@ -530,6 +531,27 @@ def test_a_resumed_run_reads_and_encodes_as_its_checkpoint_does(tmp_path):
     assert new.reader.files() != before.reader.files()
     shutil.rmtree(first)
     assert load(locate(run)).codec.hash == before.codec.hash
+
+
+@pytest.mark.long
+def test_an_autoencoder_of_ones_own_is_imported_with_trust_only(tmp_path, monkeypatch):
+    """To look, to train, to load and to go on."""
+    (tmp_path / "own_codecs.py").write_text(
+        "from inkdrop.nets.autoencoder import autoencoder\n\n\ndef small(pixels, *, width: int = 4):\n"
+        "    return autoencoder(pixels, latent=2, width=width, multipliers=(1, 2), blocks=1)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = codec_folder(tmp_path / "codec", part=Part("own_codecs:small"))
+    recipe, run = pictured(album(tmp_path / "album"), codec=own), tmp_path / "run"
+    for start in (dry_run, lambda r, **k: fit(r, run, max_steps=2, **k)):
+        with pytest.raises(BadCheckpoint, match="would import own_codecs:small"):
+            start(recipe)
+        assert not run.exists()
+        start(recipe, trust=True)
+    with pytest.raises(BadCheckpoint, match="own_codecs:small"):
+        resume(run)
+    assert resume(run, trust=True).codec.part.name == "own_codecs:small"
 
 
 @pytest.mark.long

@@ -205,6 +205,11 @@ def test_set_changes_what_it_names_and_nothing_else() -> None:
     dropped = set_knobs(changed, ["sampler=heun"])
     assert dropped.plan.sampler == Part("heun")  # another part does not keep the old one's knobs
     assert set_knobs(base, []) == base
+    lists = set_knobs(base, ["data=folder", "data.data=here", "data.attributes=hue", "net=unet", "net.cross=1"])
+    assert lists.data == Part("folder", {"data": "here", "attributes": ["hue"]})  # a list of one needs no brackets
+    assert lists.net == Part("unet", {"cross": [1]})
+    with pytest.raises(BadArgument, match="mlp.width: got 'wide', need int"):
+        set_knobs(base, ["net.width=wide"])
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------

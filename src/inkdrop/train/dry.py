@@ -13,7 +13,7 @@ from inkdrop.train.trainer import Trainer
 __all__ = ["dry_run"]
 
 
-def dry_run(recipe: Recipe, device: str = "cpu") -> dict[str, Any]:
+def dry_run(recipe: Recipe, device: str = "cpu", *, trust: bool = False) -> dict[str, Any]:
     """The data, the parameters and the memory of a recipe, from one forward pass of two samples.
 
     Memory in bytes: weights, gradients, AdamW's two moments and the average are 20 bytes a float32 parameter;
@@ -22,7 +22,7 @@ def dry_run(recipe: Recipe, device: str = "cpu") -> dict[str, Any]:
     Raises:
         InkdropError: whatever training would have raised at its start.
     """
-    trainer = Trainer(recipe, None, device=device)
+    trainer = Trainer(recipe, None, device=device, trust=trust)
     parameters = sum(p.numel() for p in trainer.denoiser.parameters())
     kept: dict[int, int] = {}
 

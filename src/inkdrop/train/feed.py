@@ -36,6 +36,7 @@ class Feed:
         recipe: names the data, how captions are read, how image conditions are made, and the codec.
         device: where the codec encodes.
         known: the model of a run that goes on: texts are read and pictures encoded as it does.
+        trust: allow the codec's folder to name code outside inkdrop.
 
     Attributes:
         data: the training split as samples.
@@ -50,7 +51,9 @@ class Feed:
         BadArgument: a recipe that reads captions of data that have none, or augments images that it does not have.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, known: Bundle | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, known: Bundle | None = None, *, trust: bool = False
+    ) -> None:
         self.recipe = recipe
         self.data, self.held_out = open_data(recipe.data, "train"), open_data(recipe.data, "test")
         if not len(self.data):
@@ -68,7 +71,7 @@ class Feed:
         self.codec: Codec | None = None if known is None else known.codec
         self._states: dict[int, Data] = {}
         if recipe.codec is not None:
-            self.codec = self.codec or load_codec(recipe.codec)
+            self.codec = self.codec or load_codec(recipe.codec, trust=trust)
             self.codec.to(device)
             self._states = {id(data): Latents(data, self.codec) for data in (self.data, self.held_out)}
         self.shape: tuple[int, ...] = self._state(self.data).shape

@@ -69,7 +69,7 @@ def fit(
         max_time: stop after so many seconds.
         heard: f(kind, facts), told of updates, previews and checkpoints.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        trust: allow a recipe.json to name code outside inkdrop, which is imported and run.
+        trust: allow a recipe.json or a codec to name code outside inkdrop, which is imported and run.
 
     Raises:
         BadArgument: the folder holds a run, or a setting is wrong.
@@ -81,7 +81,7 @@ def fit(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadArgument(f"{out}: is not an empty folder; choose another --out")
     _check_limits(max_steps, max_time)
-    trainer = Trainer(made, out, heard, device)
+    trainer = Trainer(made, out, heard, device, trust=trust)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,7 +140,7 @@ def resume(
     known = None
     if checkpoints(run) and (changed.text is not None or changed.codec is not None):
         known = load(locate(run), weights="raw", trust=trust)
-    trainer = Trainer(changed, run, heard, device, known)
+    trainer = Trainer(changed, run, heard, device, known, trust=trust)
     for rest in (run / "checkpoints").glob(".*.part"):  # of a save that was killed
         shutil.rmtree(rest)
     if checkpoints(run):

@@ -49,6 +49,7 @@ class Trainer:
         heard: told of what happens, for progress bars.
         device: where the net is; "auto" is CUDA where there is a GPU.
         known: the model of a run that goes on, whose reader and codec are kept; None for a new run.
+        trust: allow the codec's folder to name code outside inkdrop.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Trainer:
         heard: Heard = silent,
         device: str = "auto",
         known: Bundle | None = None,
+        *,
+        trust: bool = False,
     ) -> None:
         self.recipe, self.heard = recipe, heard
         self.out = Path() if out is None else out
         self.device = device_of(device)
-        self.feed = Feed(recipe, self.device, known)
+        self.feed = Feed(recipe, self.device, known, trust=trust)
         self.data, self.held_out = self.feed.data, self.feed.held_out
         torch.manual_seed(recipe.train.seed)
         self.denoiser = denoiser_of(recipe, self.feed.shape, self.feed.terms).to(self.device)
