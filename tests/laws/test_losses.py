@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,10 @@ DRAW = Draw(0, 5, range(SIZE))
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {  # of SNR
     "constant": lambda snr: snr**0,
+    "edm": lambda snr: (1 / snr + 0.25) / (0.25 / snr),
     "min_snr": lambda snr: torch.minimum(snr, torch.tensor(5.0, dtype=torch.float64)),
+    "p2": lambda snr: snr / (1 + snr),
+    "sigmoid": lambda snr: snr / (1 + snr * math.exp(-2)),
     "snr": lambda snr: snr,
     "truncated_snr": lambda snr: torch.maximum(snr, torch.tensor(1.0, dtype=torch.float64)),
 }
@@ -46,11 +50,19 @@ def guess(ask: Ask) -> Belief:
     return Belief(x0, (ask.x - level.alpha * x0) / level.sigma)
 
 
-def believer(schedule: Schedule, target: str) -> Denoiser:
-    """A denoiser whose net says `guess` in the words of this target."""
+def believer(schedule: Schedule, target: str, *, learned: bool = False) -> Denoiser:
+    """A denoiser whose net says `guess` in the words of this target, and something of the variance if it is learned."""
     built = target_of(target, schedule)
-    net = OracleNet(guess, built)
+    net = (Doubtful if learned else OracleNet)(guess, built)
     return Denoiser(net, schedule, built, net.listen)
+
+
+class Doubtful(OracleNet):
+    """An oracle's net with a learned variance, its fraction anywhere in [0, 1]."""
+
+    def forward(self, x: Tensor, clock: Tensor, cond: Any) -> Tensor:
+        """(B, 2C, *S): the answer, and a raw variance in [-1, 1]."""
+        return torch.cat([super().forward(x, clock, cond), torch.sin(3 * x)], dim=1)
 
 
 def noised(schedule: Schedule) -> tuple[Any, Tensor, Tensor]:
@@ -125,7 +137,7 @@ def test_the_ideal_denoiser_s_loss_is_the_noise_that_cannot_be_known() -> None:
 def test_a_loss_does_not_depend_on_how_its_batch_is_split(name: str) -> None:
     """Rows 0..3 and 4..7, on two ranks or in two micro-batches, are rows 0..7, bit for bit; and every key is (B,)."""
     loss = find("losses", name)
-    denoiser = believer(schedule_of("cosine"), "v")
+    denoiser = believer(schedule_of("cosine"), "v", learned=name == "hybrid")
     cond = Cond(label=torch.arange(8))
     whole = loss(denoiser, X0[:8], cond, Draw(3, 1, range(8)))
     parts = [loss(denoiser, X0[s], cond.take(s), Draw(3, 1, range(8)[s])) for s in (slice(0, 4), slice(4, 8))]

@@ -24,10 +24,11 @@ from torch import nn
 from inkdrop.bundle import checkpoints, load, locate
 from inkdrop.core.cond import Cond
 from inkdrop.core.noise import Draw, Keyed, generator
-from inkdrop.errors import BadArgument, BadCheckpoint, Diverged, InkdropWarning
+from inkdrop.errors import BadArgument, BadCheckpoint, InkdropWarning
 from inkdrop.find import Part
 from inkdrop.recipe import Train, open_data
 from inkdrop.train.ema import Ema
+from inkdrop.train.guard import NotFinite
 from inkdrop.train.interrupt import hold_interrupts
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.order import learning_rate, rows_of
@@ -393,7 +394,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     moments = {i: {k: v.clone() for k, v in e.items()} for i, e in trainer.optimiser.state_dict()["state"].items()}
     take = trainer.data.take
     trainer.data.take = lambda rows: (take(rows)[0] * math.nan, take(rows)[1])
-    with pytest.raises(Diverged, match="not finite at update 3"):
+    with pytest.raises(NotFinite, match="the loss of update 3 is not finite for each of the 8 samples; lower train.lr"):
         trainer.step()
     assert trainer.update == 3
     assert all(torch.equal(was, weights(net)) for was, net in zip(before, nets, strict=True))

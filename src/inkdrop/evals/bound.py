@@ -17,26 +17,24 @@ answer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from inkdrop.core.ask import Ask, Belief
+from inkdrop.core.ask import Ask
 from inkdrop.core.cond import Cond
 from inkdrop.core.forward import diffuse
 from inkdrop.core.grid import Grid
 from inkdrop.core.noise import normal
-from inkdrop.core.posterior import decoder_bits, kl_normal, mean_coefficients, posterior_variance
+from inkdrop.core.posterior import kl_normal
+from inkdrop.core.variational import Choice, step_bits, step_variance
 from inkdrop.drive import Answerer
 from inkdrop.errors import BadArgument, Diverged
 
-__all__ = ["Bound", "bound"]
-
-Choice = Literal["beta", "beta-tilde", "learned"]
+__all__ = ["Bound", "Choice", "bound"]
 
 
 class Bound(NamedTuple):
@@ -102,12 +100,12 @@ def bound(
     for i, (now, nxt) in enumerate(pairwise(grid)):
         eps = normal(x0.shape, seed, keys, i).to(x0.device, x0.dtype)
         belief = denoiser(Ask(diffuse(x0, eps, now), now, cond))
-        expected, var = belief.x0.double(), _variance(belief, grid, i, variance)
+        expected, var = belief.x0.double(), step_variance(grid[i - 1], now, nxt, variance, belief.var_frac)
+        bits = _rows(step_bits(exact, expected, var, now, nxt, levels))
         if nxt.clean:
-            decoder = _rows(_decoder(exact, expected, var, levels))
+            decoder = bits
         else:
-            c0, _ = mean_coefficients(now, nxt)  # the part ct·x_t of both means is the same
-            steps.append(_rows(kl_normal(c0 * exact, posterior_variance(now, nxt), c0 * expected, var)))
+            steps.append(bits)
         x0_mse.append(_rows((expected - exact) ** 2))
         eps_mse.append(_rows((belief.eps.double() - eps.double()) ** 2))
         if on_ask is not None:
@@ -139,24 +137,3 @@ def _prior(x0: Tensor, grid: Grid) -> Tensor:
     """KL(N(alpha·x0, sigma²) ‖ N(0, s²)) in bits a dimension, (B,), s what the schedule starts sampling with."""
     first, std = grid[0], grid.schedule.start(torch.ones((), dtype=torch.float64))
     return _rows(kl_normal(first.alpha * x0, first.sigma**2, torch.zeros_like(x0), std**2))
-
-
-def _variance(belief: Belief, grid: Grid, i: int, choice: Choice) -> Tensor:
-    """The variance of step i of the chain: 0-dim, or (B, C, *S) where it is learned."""
-    now, nxt = grid[i], grid[i + 1]
-    high = now.sigma**2 if nxt.clean else posterior_variance(now, nxt, "beta")
-    if choice == "beta":
-        return high
-    low = posterior_variance(grid[i - 1], now) if nxt.clean else posterior_variance(now, nxt)
-    if choice == "beta-tilde":
-        return low
-    if belief.var_frac is None:
-        raise BadArgument("bound variance: got 'learned', but this net does not predict a variance; try beta")
-    return (low.log() + belief.var_frac.double() * (high.log() - low.log())).exp()
-
-
-def _decoder(x0: Tensor, mean: Tensor, var: Tensor, levels: int | None) -> Tensor:
-    """−log2 of the probability of each value, or of its density where data are continuous."""
-    if levels is not None:
-        return decoder_bits(x0, mean, var.sqrt(), levels=levels)
-    return 0.5 * ((2 * math.pi * var).log() + (x0 - mean) ** 2 / var) / math.log(2)

@@ -1,4 +1,4 @@
-"""Ctrl-C, held back where it would leave a run torn."""
+"""Ctrl-C and the request to end (SIGTERM), held back where they would leave a run torn."""
 
 from __future__ import annotations
 
@@ -8,16 +8,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["hold_interrupts"]
+__all__ = ["Terminated", "heed_terminate", "hold_interrupts"]
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end (SIGTERM), as clusters do when the time that was given is over."""
+
+
+def _ours() -> bool:
+    """Whether Python's handlers can be set here: signals reach the main thread alone."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def heed_terminate() -> Iterator[None]:
+    """Let SIGTERM raise Terminated within the block, unless somebody else has a handler for it already."""
+    if not _ours() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
 def hold_interrupts() -> Iterator[None]:
-    """Let Ctrl-C be heard only after the block, so that what the block changes together is changed whole.
+    """Let Ctrl-C and SIGTERM be heard only after the block, so that what it changes together is changed whole.
 
     Signals reach the main thread alone; elsewhere, and where C code handles them, this does nothing.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+    kinds = [kind for kind in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(kind) is not None]
+    if not _ours() or not kinds:
         yield
         return
     held: list[int] = []
@@ -25,10 +52,11 @@ def hold_interrupts() -> Iterator[None]:
     def hold(number: int, frame: FrameType | None) -> None:
         held.append(number)
 
-    before = signal.signal(signal.SIGINT, hold)
+    before = [(kind, signal.signal(kind, hold)) for kind in kinds]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        signal.raise_signal(signal.SIGINT)
+        for kind, handler in before:
+            signal.signal(kind, handler)
+    for number in held[:1]:
+        signal.raise_signal(number)

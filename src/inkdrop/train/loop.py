@@ -12,7 +12,8 @@ from inkdrop.bundle import Bundle, checkpoints, load, locate
 from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.find import Part, find, knobs
 from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
-from inkdrop.train.record import describe_run, write_atomically
+from inkdrop.train.record import begin_record, go_on_record, note_progress, write_atomically
+from inkdrop.train.state import prune
 from inkdrop.train.trainer import Heard, Trainer, silent
 
 __all__ = ["choose", "fit", "resume"]
@@ -73,12 +74,13 @@ def fit(
 
     Raises:
         BadArgument: the folder holds a run, or a setting is wrong.
-        Diverged: the loss left the finite numbers.
+        Diverged: the loss left the finite numbers, and lower learning rates did not help.
+        BadData: a sample cannot be read; a checkpoint was written where the run has begun.
     """
     made, out = choose(recipe, data=None if data is None else Path(data), settings=settings, trust=trust), Path(out)
     if (out / "recipe.json").exists():
         raise BadArgument(f"{out}: holds a run already; resume it, or choose another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(p.name not in _UNBEGUN for p in out.iterdir())):
         raise BadArgument(f"{out}: is not an empty folder; choose another --out")
     _check_limits(max_steps, max_time)
     trainer = Trainer(made, out, heard, device, trust=trust)
@@ -86,10 +88,14 @@ def fit(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadArgument(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+    begin_record(out / "run.json", made.train.seed)
     write_atomically(out / "recipe.json", dump(made))
-    write_atomically(out / "run.json", describe_run(made.train.seed))
     trainer.run(max_steps=max_steps, max_time=max_time)
     return trainer.bundle()
+
+
+_UNBEGUN = ("run.json", ".run.json.part", ".recipe.json.part")
+"""What is there of a run that was killed before it began: recipe.json comes last."""
 
 
 def _check_limits(max_steps: int | None, max_time: float | None) -> None:
@@ -145,25 +151,13 @@ def resume(
         shutil.rmtree(rest)
     if checkpoints(run):
         trainer.load(locate(run))
+        prune(run, changed.train)  # what a run that was killed just after a save had not come to
+        note_progress(run / "run.json", trainer.update, trainer.seconds)
     if max_steps is not None and max_steps <= trainer.update:
         raise BadArgument(f"max_steps: got {max_steps}, but the run is at update {trainer.update}; give more, or none")
     if trainer.update < changed.train.steps:
-        _cut_log(run / "stats.jsonl", trainer)
+        trainer.log.cut(trainer.update, trainer.guard.rollbacks, looked=trainer.looks_at(trainer.update))
         write_atomically(run / "recipe.json", dump(changed))
+        go_on_record(run / "run.json", changed.train.seed, trainer.update)
     trainer.run(max_steps=max_steps, max_time=max_time)
     return trainer.bundle()
-
-
-def _cut_log(path: Path, trainer: Trainer) -> None:
-    """Drop what an unbroken run would not have here: later lines, one cut off, a look taken because the run stopped."""
-    kept = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if line["update"] > trainer.update:
-            break
-        if "held_out" not in line or line["update"] < trainer.update or trainer.looks_at(trainer.update):
-            kept.append(f"{text}\n")
-    write_atomically(path, "".join(kept))

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from inkdrop import __version__
 from inkdrop.errors import BadArgument
 
-__all__ = ["describe_run", "write_atomically"]
+__all__ = ["begin_record", "describe_run", "go_on_record", "note_progress", "write_atomically"]
 
 
 def write_atomically(path: Path, content: Any) -> None:
@@ -56,6 +57,39 @@ def describe_run(seed: int) -> dict[str, Any]:
         },
         "commit": _commit(),
     }
+
+
+def begin_record(path: Path, seed: int) -> None:
+    """Write the run.json of a new run: `describe_run`, when it began, its updates and hours (none yet)."""
+    write_atomically(path, {**describe_run(seed), "began": _now(), "updates": 0, "hours": 0.0, "resumed": []})
+
+
+def go_on_record(path: Path, seed: int, update: int) -> None:
+    """Note in run.json that the run goes on at an update: with which versions, on which machine, by which command."""
+    if (known := _read(path)) is None:
+        return begin_record(path, seed)
+    again = {"update": update, "began": _now(), **describe_run(seed)}
+    return write_atomically(path, {**known, "resumed": [*known.get("resumed", []), again]})
+
+
+def note_progress(path: Path, update: int, seconds: float) -> None:
+    """Note in run.json how far the run is; a folder without one is left so."""
+    if (known := _read(path)) is not None:
+        write_atomically(path, {**known, "updates": update, "hours": round(seconds / 3600, 5)})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a run.json; None if there is none that can be read."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def _now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _processor() -> str:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
-import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,26 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inkdrop import picture
-from inkdrop.bundle import Bundle, checkpoints, read_manifest, save
+from inkdrop.bundle import Bundle
 from inkdrop.core.noise import Draw
 from inkdrop.denoiser import Denoiser
-from inkdrop.errors import BadArgument, BadCheckpoint, Diverged, InkdropWarning
-from inkdrop.files import load_weights, remove_folder
+from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
 from inkdrop.generate import sample, steps
 from inkdrop.recipe import Recipe, denoiser_of
 from inkdrop.train.ema import Ema
 from inkdrop.train.feed import Feed
+from inkdrop.train.gradient import gradient
+from inkdrop.train.guard import Guard
 from inkdrop.train.held_out import held_out_loss
 from inkdrop.train.interrupt import hold_interrupts
-from inkdrop.train.order import learning_rate, rows_of
-from inkdrop.train.record import write_atomically
+from inkdrop.train.log import Log
+from inkdrop.train.loss_scale import LossScale
+from inkdrop.train.order import learning_rate
+from inkdrop.train.run import Run
+from inkdrop.train.state import load_state, prune, save_state
 
 __all__ = ["Heard", "Trainer", "device_of", "silent"]
 
 Heard = Callable[[str, dict[str, Any]], None]
-"""f(kind, facts): kinds are "update", "held_out", "preview", "checkpoint", "end"."""
+"""f(kind, facts): "update", "held_out", "preview", "checkpoint", "end"; and with a "text" for people "skipped",
+"rollback", "memory", "advice", "copies", "no_preview", "unsaved"."""
 
 
 def silent(kind: str, facts: dict[str, Any]) -> None:
@@ -67,21 +67,27 @@ class Trainer:
         self.device = device_of(device)
         self.feed = Feed(recipe, self.device, known, trust=trust)
         self.data, self.held_out = self.feed.data, self.feed.held_out
-        torch.manual_seed(recipe.train.seed)
-        self.denoiser = denoiser_of(recipe, self.feed.shape, self.feed.terms).to(self.device)
         function = find("losses", recipe.loss.name)
         knobs = check_knobs(recipe.loss.name, function, recipe.loss.knobs)
         self.loss: Callable[..., dict[str, Tensor]] = lambda *args: function(*args, **knobs)
-        self.ema = Ema(self.denoiser.net, recipe.train.ema)
-        self.optimiser = torch.optim.AdamW(
-            self.denoiser.net.parameters(),
-            lr=recipe.train.lr,
-            betas=recipe.train.betas,
-            weight_decay=recipe.train.weight_decay,
-            fused=True,
-        )
-        self.update, self.last, self.seconds = 0, recipe.train.steps, 0.0
+        self.accumulate, self.last = recipe.train.accumulate, recipe.train.steps
+        self.log = Log(self.out, tensorboard=recipe.train.tensorboard)
+        self.begin()
         self._try()
+
+    def begin(self) -> None:
+        """Be at update 0, with the weights that the seed gives."""
+        train = self.recipe.train
+        torch.manual_seed(train.seed)
+        self.denoiser = denoiser_of(self.recipe, self.feed.shape, self.feed.terms).to(self.device)
+        self.ema = Ema(self.denoiser.net, train.ema)
+        weights = self.denoiser.net.parameters()
+        self.optimiser = torch.optim.AdamW(
+            weights, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
+        )
+        self.scale = LossScale() if train.precision == "float16" else None
+        self.update, self.looked, self.seconds = 0, 0, 0.0
+        self.guard, self.history = Guard(), list[dict[str, Any]]()
 
     @torch.no_grad()
     def _try(self) -> None:
@@ -90,45 +96,52 @@ class Trainer:
         for _ in itertools.islice(steps(self.bundle(), 1, **vars(self.feed.told(1))), 2):
             pass
 
-    def losses(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The loss terms of these samples at this update's randomness, each (B,), with their graph."""
+    def losses(self, rows: Sequence[int], places: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """The loss terms of these samples at this update's randomness, each (B,), with their graph.
+
+        Args:
+            rows: of the data.
+            places: of these samples in the whole batch, by which their randomness is keyed; the first ones by default.
+        """
         train = self.recipe.train
-        draw = Draw(train.seed, self.update, range(len(rows)))
+        draw = Draw(train.seed, self.update, range(len(rows)) if places is None else places)
         x0, cond = self.feed.take(rows, draw, self.denoiser.schedule)
         dropped = [] if cond is None else [name for name in cond.present if name != "image"]
         if cond is not None and dropped and train.null_rate:
             cond = cond.null(draw.uniform("dropout") < train.null_rate, only=dropped)
         self.denoiser.train()
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16")
-        with half:
+        kind = torch.float16 if train.precision == "float16" else torch.bfloat16
+        with torch.autocast(self.device.type, kind, enabled=train.precision != "float32"):
             return self.loss(self.denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
 
     def step(self) -> dict[str, float]:
-        """One optimiser update; returns its loss, gradient norm and learning rate.
+        """One optimiser update; returns the means of its loss terms, its gradient norm and its learning rate.
 
         Raises:
-            Diverged: the loss or the gradient is not finite; the weights are as before.
+            NotFinite: the loss or the gradient is not finite; weights, average, optimiser and update are as before.
+            BadArgument: there is not enough memory for one sample.
         """
+        facts = self.gradient()
+        with hold_interrupts():
+            return facts | self.apply()
+
+    def gradient(self) -> dict[str, float]:
+        """Leave the clipped gradient of this update's batch in the weights; its loss terms' means and its norm."""
+        return gradient(self)
+
+    def apply(self) -> dict[str, float]:
+        """Move the weights by the gradient that they hold, and the average after them; the learning rate."""
         train = self.recipe.train
-        torch.manual_seed((train.seed * 1_000_003 + self.update) % 2**63)  # nn.Dropout has no other key
-        terms = self.losses(rows_of(self.update, train.batch, len(self.data), train.seed))
-        loss = terms["loss"].mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.net.parameters(), train.clip_grad)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            raise Diverged(
-                f"training: the loss is not finite at update {self.update}; lower train.lr, or resume with less"
-            )
-        rate = learning_rate(self.update, train)
+        rate = learning_rate(self.update, train) * self.guard.rate
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with hold_interrupts():
-            self.optimiser.step()
-            self.ema.update(self.denoiser.net, self.update)
-            self.update += 1
-        means = {name: float(value.detach().mean()) for name, value in terms.items()}
-        return {**means, "grad_norm": float(norm), "lr": rate}
+        self.optimiser.step()
+        self.ema.update(self.denoiser.net, self.update)
+        self.update += 1
+        self.guard.streak = 0
+        if self.scale is not None:
+            self.scale.grow()
+        return {"lr": rate}
 
     def bundle(self) -> Bundle:
         """The averaged model as it is now."""
@@ -141,7 +154,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.ema.net.parameters()),
         }
         net = self.denoiser
-        averaged = Denoiser(self.ema.net, net.schedule, net.target, net.clock, net.scale_in)
+        averaged = Denoiser(self.ema.net, net.schedule, net.target, net.clock, net.scale_in).eval()
         bundle = Bundle(self.recipe, averaged, self.data.shape, self.data.classes, self.data.levels, card)
         return self.feed.given_to(bundle)
 
@@ -159,118 +172,42 @@ class Trainer:
         """Write a checkpoint of everything, and drop the oldest beyond `keep`."""
         path = self.out / "checkpoints" / f"step-{self.update:08d}"
         if not path.exists():
-            state = {
-                f"{index}.{name}": value
-                for index, entry in self.optimiser.state_dict()["state"].items()
-                for name, value in entry.items()
-            }
-            progress = {"update": self.update, "seconds": self.seconds}
-            save(self.bundle(), path, raw=self.denoiser.net.state_dict(), state=state, progress=progress)
+            save_state(self, path)
             self.heard("checkpoint", {"path": path, "update": self.update})
-        for old in checkpoints(self.out)[: -self.recipe.train.keep]:
-            remove_folder(old)
+        prune(self.out, self.recipe.train)
         return path
 
     def load(self, folder: Path) -> None:
-        """Take up the weights, average, optimiser and update of a checkpoint.
+        """Take up the weights, average, optimiser and progress of a checkpoint.
 
         Raises:
             BadCheckpoint: it was not made for resuming, or does not fit.
         """
-        record = read_manifest(folder)
-        files = record["files"]
-        if not {"raw.safetensors", "state.safetensors", "state.json"} <= set(files):
-            raise BadCheckpoint(
-                f"{folder}: has no training state (raw.safetensors, state.*); it can be sampled, not resumed"
-            )
-        from safetensors.torch import load_file
-
-        load_weights(self.denoiser.net, folder / "raw.safetensors")
-        load_weights(self.ema.net, folder / "net.safetensors")
-        whole: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / "state.safetensors").items():
-            index, _, name = key.partition(".")
-            whole.setdefault(int(index), {})[name] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": whole, "param_groups": groups})
-        progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.update, self.seconds = int(progress["update"]), float(progress["seconds"])
-        if record["card"].get("fingerprint") != self.data.fingerprint:
-            text = f"{folder}: the data have changed since; the run goes on, but not as if it had never stopped"
-            warnings.warn(text, InkdropWarning, stacklevel=2)
+        load_state(self, folder)
 
     def run(self, *, max_steps: int | None = None, max_time: float | None = None) -> str:
         """Train until the recipe's steps, max_steps updates in all, or max_time seconds of this call.
 
-        A checkpoint is written at the end, also when it is interrupted (Ctrl-C), as long as the weights are finite.
+        A checkpoint is written at the end, also when it is interrupted (Ctrl-C, SIGTERM) or cannot go on, as long as
+        the weights are finite. What train.skips and train.rollbacks say is done where losses are not finite.
 
         Returns:
-            Why it ended: "finished", "max-steps", "max-time" or "interrupted"; heard is told too ("end").
+            Why it ended: "finished", "max-steps", "max-time", "interrupted" or "terminated"; heard is told too ("end").
+
+        Raises:
+            Diverged: the losses stay outside the finite numbers.
+            BadData: a sample cannot be read any more.
+            BadArgument: a file cannot be written, or there is not enough memory.
         """
-        why = self._run(max_steps, max_time)
+        with self.log:
+            why = Run(self, self.log).go(max_steps, max_time)
         self.heard("end", {"update": self.update, "why": why})
         return why
-
-    def _run(self, max_steps: int | None, max_time: float | None) -> str:
-        train, began, before = self.recipe.train, time.monotonic(), self.seconds
-        self.last = train.steps if max_steps is None else min(train.steps, max_steps)
-        if self.update >= self.last:
-            return "finished" if self.update >= train.steps else "max-steps"
-        with (self.out / "stats.jsonl").open("a", encoding="utf-8") as log:
-            try:
-                while self.update < self.last:
-                    facts = self.step()
-                    self.seconds = before + time.monotonic() - began
-                    self._after(facts, log)
-                    if max_time is not None and time.monotonic() - began >= max_time:
-                        self._close(log)
-                        return "max-time"
-            except KeyboardInterrupt:
-                self.save()
-                return "interrupted"
-            self._close(log)
-        return "finished" if self.update >= train.steps else "max-steps"
-
-    def _after(self, facts: dict[str, float], log: Any) -> None:
-        """What follows an update: the log, the preview, the checkpoint, when they are due."""
-        train = self.recipe.train
-        rate = self.update * train.batch / max(self.seconds, 1e-9)
-        self.heard("update", {"update": self.update, "last": self.last, **facts, "samples_per_second": rate})
-        if self.update % train.log_every == 0:
-            self._log(log, {**facts, "seconds": round(self.seconds, 3), "samples_per_second": round(rate, 1)})
-        if self.looks_at(self.update):
-            self._look(log)
-        if self.update % train.save_every == 0:
-            self.save()
 
     def looks_at(self, update: int) -> bool:
         """Whether a preview and a held-out loss are due: at the 100th update at the latest, then as the recipe says."""
         every = self.recipe.train.preview_every
         return update == min(100, every) or update % every == 0
-
-    def _look(self, log: Any) -> None:
-        """Held-out loss and a sample grid, both from fixed noise."""
-        facts = self.held_out_loss()
-        self._log(log, {"held_out": facts})
-        self.heard("held_out", {"update": self.update, **facts})
-        path = self.out / "previews" / f"step-{self.update:08d}.png"
-        x = self.preview()
-        if x.ndim == 4 or x.shape[1:] in ((1,), (2,)):
-            path.parent.mkdir(exist_ok=True)
-            png = io.BytesIO()
-            picture.grid(x).save(png, "PNG")
-            write_atomically(path, png.getvalue())
-            self.heard("preview", {"path": path, "update": self.update})
-
-    def _close(self, log: Any) -> None:
-        """The last look and the last checkpoint of a run."""
-        if not self.looks_at(self.update):
-            self._look(log)
-        self.save()
-
-    def _log(self, log: Any, facts: dict[str, Any]) -> None:
-        log.write(json.dumps({"update": self.update, **facts}) + "\n")
-        log.flush()
 
 
 def device_of(name: str) -> torch.device:

@@ -1,0 +1,115 @@
+"""The state of a run: what a checkpoint holds beside the model, so that a resumed run is the unbroken one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from inkdrop.bundle import checkpoints, read_manifest, save
+from inkdrop.errors import BadCheckpoint, InkdropWarning
+from inkdrop.files import load_weights, remove_folder
+from inkdrop.recipe import Train
+from inkdrop.train.guard import Guard
+from inkdrop.train.loss_scale import LossScale
+
+if TYPE_CHECKING:
+    from inkdrop.train.trainer import Trainer
+
+__all__ = ["finite", "load_state", "newest_good", "prune", "save_state"]
+
+
+def finite(trainer: Trainer) -> bool:
+    """Whether all that a checkpoint would hold is finite: weights, average and the optimiser's moments."""
+    held: list[Tensor] = [*trainer.denoiser.net.state_dict().values(), *trainer.ema.net.state_dict().values()]
+    held += [value for entry in trainer.optimiser.state_dict()["state"].values() for value in entry.values()]
+    return all(bool(torch.isfinite(value).all()) for value in held if value.is_floating_point())
+
+
+def save_state(trainer: Trainer, path: Path) -> None:
+    """Write a checkpoint of everything, whole or not at all.
+
+    Raises:
+        BadArgument: a tensor is not finite, or it cannot be written.
+    """
+    tensors = {
+        f"{index}.{name}": value
+        for index, entry in trainer.optimiser.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    progress = {
+        "update": trainer.update,
+        "seconds": trainer.seconds,
+        "looked": trainer.looked,
+        "accumulate": trainer.accumulate,
+        "guard": asdict(trainer.guard),
+        "loss_scale": None if trainer.scale is None else asdict(trainer.scale),
+        "history": trainer.history,
+    }
+    save(trainer.bundle(), path, raw=trainer.denoiser.net.state_dict(), state=tensors, progress=progress)
+
+
+def load_state(trainer: Trainer, folder: Path) -> None:
+    """Take up the weights, average, optimiser and progress of a checkpoint.
+
+    Raises:
+        BadCheckpoint: it was not made for resuming, or does not fit.
+    """
+    from safetensors.torch import load_file
+
+    record = read_manifest(folder)
+    if not {"raw.safetensors", "state.safetensors", "state.json"} <= set(record["files"]):
+        raise BadCheckpoint(
+            f"{folder}: has no training state (raw.safetensors, state.*); it can be sampled, not resumed"
+        )
+    load_weights(trainer.denoiser.net, folder / "raw.safetensors")
+    load_weights(trainer.ema.net, folder / "net.safetensors")
+    whole: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / "state.safetensors").items():
+        index, _, name = key.partition(".")
+        whole.setdefault(int(index), {})[name] = value
+    groups = trainer.optimiser.state_dict()["param_groups"]
+    trainer.optimiser.load_state_dict({"state": whole, "param_groups": groups})
+    progress = _progress(folder)
+    trainer.update, trainer.seconds = int(progress["update"]), float(progress["seconds"])
+    trainer.looked = int(progress.get("looked", trainer.update))
+    if trainer.recipe.train.accumulate == (known := record["recipe"]["train"]["accumulate"]):  # else it is a new wish
+        trainer.accumulate = min(trainer.recipe.train.batch, progress.get("accumulate", known))
+    trainer.guard, history = Guard(**progress.get("guard", {})), progress.get("history", [])
+    trainer.history = [look for look in history if not look["update"] or trainer.looks_at(look["update"])]
+    if trainer.scale is not None and progress.get("loss_scale") is not None:
+        trainer.scale = LossScale(**progress["loss_scale"])
+    if record["card"].get("fingerprint") != trainer.data.fingerprint:
+        text = f"{folder}: the data have changed since; the run goes on, but not as if it had never stopped"
+        warnings.warn(text, InkdropWarning, stacklevel=3)
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    progress: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return progress
+
+
+def newest_good(run: Path, train: Train) -> Path | None:
+    """The checkpoint to go back to: the newest that was due, and not written after an update that was skipped.
+
+    One that was written because the run stopped is none: an unbroken run would not have it. None if there is none.
+    """
+    for folder in reversed(checkpoints(run)):
+        if (folder / "state.json").is_file():
+            progress = _progress(folder)
+            if progress["update"] % train.save_every == 0 and not progress.get("guard", {}).get("streak", 0):
+                return folder
+    return None
+
+
+def prune(run: Path, train: Train) -> None:
+    """Drop the oldest checkpoints beyond train.keep, but never the one to go back to."""
+    spare = newest_good(run, train)
+    for old in checkpoints(run)[: -train.keep]:
+        if old != spare:
+            remove_folder(old)
