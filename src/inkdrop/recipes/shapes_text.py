@@ -19,7 +19,14 @@ def shapes_text() -> Recipe:
         target=Part("flow"),
         text=Part("bpe", {"vocabulary": 384, "length": 24}),
         train=Train(
-            steps=6000, batch=32, lr=1.5e-3, warmup=300, precision="bfloat16", preview_every=1000, save_every=500, keep=4
+            steps=6000,
+            batch=32,
+            lr=1.5e-3,
+            warmup=300,
+            precision="bfloat16",
+            preview_every=1000,
+            save_every=500,
+            keep=4,
         ),
         plan=Plan(steps=30, guide=(Part("clip"), Part("cfg", {"scale": 3.0}))),
     )
