@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.recipe import Recipe
+from inkdrop.train.loop import check_latents
 from inkdrop.train.trainer import Trainer
 
 __all__ = ["dry_run"]
@@ -22,6 +23,7 @@ def dry_run(recipe: Recipe, device: str = "cpu", *, trust: bool = False) -> dict
     Raises:
         InkdropError: whatever training would have raised at its start.
     """
+    check_latents(recipe)
     trainer = Trainer(recipe, None, device=device, trust=trust)
     parameters = sum(p.numel() for p in trainer.denoiser.parameters())
     kept: dict[int, int] = {}

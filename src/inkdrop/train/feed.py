@@ -152,17 +152,23 @@ class Feed:
         return Examples(texts, vec, () if told.label is None else tuple(told.label.tolist()))
 
     def told(self, count: int) -> Told:
-        """What a preview says besides the model's own examples: the pictures of those, and their classes.
+        """What a preview says: nothing, or the pictures of the samples that it is looked at with and all about them.
 
         Of pictures with holes the middle is to be filled in.
         """
         if self.pair is None:
             return Told()
-        data, rows = self._shown()
-        x0, cond = data.take([rows[i % len(rows)] for i in range(count)])
-        label = None if cond is None or cond.label is None else cond.label.tolist()
-        mask = middle_hole(count, self.data.shape) if self.pair.masked else None
-        return Told(label, image=x0, mask=mask)
+        data, shown = self._shown()
+        rows = [shown[i % len(shown)] for i in range(count)]
+        x0, cond = data.take(rows)
+        cond, names = cond or Cond(), getattr(self.data, "attributes", ())
+        return Told(
+            None if cond.label is None else cond.label.tolist(),
+            None if self.reader is None else [self._texts(data)[row] or "" for row in rows],
+            None if cond.vec is None else [dict(zip(names, row, strict=True)) for row in cond.vec.tolist()],
+            x0,
+            middle_hole(count, self.data.shape) if self.pair.masked else None,
+        )
 
     def given_to(self, bundle: Bundle) -> Bundle:
         """The bundle with what this feed knows of conditions."""

@@ -15,7 +15,7 @@ from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
 from inkdrop.train.record import describe_run, write_atomically
 from inkdrop.train.trainer import Heard, Trainer, silent
 
-__all__ = ["choose", "fit", "resume"]
+__all__ = ["check_latents", "choose", "fit", "resume"]
 
 
 def choose(
@@ -81,6 +81,7 @@ def fit(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadArgument(f"{out}: is not an empty folder; choose another --out")
     _check_limits(max_steps, max_time)
+    check_latents(made)
     trainer = Trainer(made, out, heard, device, trust=trust)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,20 @@ def fit(
     write_atomically(out / "run.json", describe_run(made.train.seed))
     trainer.run(max_steps=max_steps, max_time=max_time)
     return trainer.bundle()
+
+
+def check_latents(recipe: Recipe) -> None:
+    """Refuse a plan that bounds x0, of a model of latents, before anything is read.
+
+    Raises:
+        BadArgument: clip or threshold among its guides.
+    """
+    bounds = [part.name for part in recipe.plan.guide if part.name in ("clip", "threshold")]
+    if recipe.codec is not None and bounds:
+        kept = ",".join(part.name for part in recipe.plan.guide if part.name not in bounds) or "none"
+        raise BadArgument(
+            f"{bounds[0]}: got a model of latents, which have no range; train with --set plan.guide={kept}"
+        )
 
 
 def _check_limits(max_steps: int | None, max_time: float | None) -> None:
