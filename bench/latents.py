@@ -262,7 +262,7 @@ def main() -> None:
     elif given.what in ("autoencoder", "trained"):
         facts = (autoencoder if given.what == "autoencoder" else trained)(given)
     else:
-        budget = f"--minutes {given.minutes:g} --samples {given.samples}"
+        budget = f"--minutes {given.minutes:g} --samples {given.samples}" + (" --run RUN" if given.run else "")
         facts = {
             "command": f"python bench/latents.py --data PATH --codec AE {budget}",
             "inkdrop": inkdrop.__version__,

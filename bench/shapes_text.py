@@ -99,7 +99,9 @@ def main() -> None:
     }
     about |= {"python": platform.python_version(), "machine": platform.machine(), "threads": torch.get_num_threads()}
     if args.out is not None:
-        how = f" --steps {args.steps}" if args.steps else ""
+        how = f" --guidance {' '.join(f'{w:g}' for w in args.guidance)}" + (
+            f" --steps {args.steps}" if args.steps else ""
+        )
         record = {"command": f"python bench/shapes_text.py {args.run}{how}", **about, "rates": result}
         args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

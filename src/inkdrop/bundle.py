@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from inkdrop.codec import Codec, codec_of
+from inkdrop.codec import CARD, Codec, codec_of
 from inkdrop.core.cond import Terms
 from inkdrop.core.schedule import Schedule
 from inkdrop.denoiser import Denoiser
@@ -181,11 +181,22 @@ def locate(path: Path) -> Path:
         there = f" (there are {', '.join(beside)})" if beside else ""
         raise BadCheckpoint(f"{path}: {what}; give a run folder or a checkpoint in it{there}")
     found = checkpoints(path)
-    if not found and (path / "classifier.json").is_file():
-        raise BadCheckpoint(f"{path}: is a classifier; give a run, and this with --classifier")
     if not found:
-        raise BadCheckpoint(f"{path}: holds no checkpoint (no {MANIFEST}, no checkpoints/step-*); train first")
+        none = f"holds no checkpoint (no {MANIFEST}, no checkpoints/step-*); train first"
+        raise BadCheckpoint(
+            f"{path}: {next((what for name, what in _OTHERS.items() if (path / name).is_file()), none)}"
+        )
     return found[-1]
+
+
+_OTHERS = {
+    "classifier.json": "is a classifier; give a run, and this with --classifier",
+    CARD: "is an autoencoder, in whose latents a model is trained; see: inkdrop train RECIPE --codec FOLDER",
+    **dict.fromkeys(
+        ("model_index.json", "config.json"),
+        "looks like a folder of diffusers; read it first: inkdrop hub read FOLDER --out CHECKPOINT",
+    ),
+}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -128,8 +128,9 @@ def train(
 
 def _say_next(run: Path, bundle: Bundle) -> None:
     """Where the run is, and what to do with it; before the end of its recipe a model is half trained."""
-    updates, steps = bundle.card["updates"], bundle.recipe.train.steps
-    typer.echo(f"trained: {run}, {updates:,} of {steps:,} updates\nnext:    inkdrop sample {run} -n 16")
+    updates, steps, pair = bundle.card["updates"], bundle.recipe.train.steps, bundle.pair
+    how = "-n 16" if pair is None else "--image PICTURE --mask MASK" if pair.masked else "--image PICTURE"
+    typer.echo(f"trained: {run}, {updates:,} of {steps:,} updates\nnext:    inkdrop sample {run} {how}")
     if updates < steps:
         typer.echo(f"or:      inkdrop resume {run}")
 
@@ -204,6 +205,7 @@ def sample(
     samples.npy in their place where they are no pictures.
     """
     from inkdrop import jobs
+    from inkdrop.files import refuse_folder
     from inkdrop.said import Said, told_of
     from inkdrop.screen import Screen
 
@@ -212,7 +214,7 @@ def sample(
     changes |= {"guide": guide or None, "combine": combine, "noise": noise}
     bundle = jobs.with_plan(bundle, changes, settings or ())
     target = out or Path("samples")
-    jobs.refuse_folder(target, overwrite)
+    refuse_folder(target, overwrite)
     said = Said(label, text, attribute, image, mask, negative)
     told = told_of(bundle, said, n)
     with Screen() as screen:
@@ -252,6 +254,7 @@ def evaluate(
     FID, KID, classes, sureness, and copies of training images.
     """
     from inkdrop import jobs
+    from inkdrop.files import refuse_file
     from inkdrop.screen import Screen, print_likelihood, print_scores
 
     bundle = jobs.open_bundle(checkpoint, weights, trust, device, weak, classifier)
@@ -261,7 +264,7 @@ def evaluate(
         bundle = jobs.with_plan(bundle, changes, settings or ())
     used = bundle.recipe.train.seed if seed is None else seed
     if out is not None:
-        jobs.refuse_file(out)
+        refuse_file(out)
     with Screen() as screen:
         if nll:
             count = 64 if n is None else n
@@ -279,12 +282,15 @@ app.command("autoencoder")(train_autoencoder)
 
 @app.command()
 def show(checkpoint: Checkpoint) -> None:
-    """Say what a run or a checkpoint holds."""
+    """Say what a run, a checkpoint or an autoencoder holds."""
     from inkdrop.bundle import locate, read_manifest
-    from inkdrop.screen import print_card
+    from inkdrop.codec import CARD, load_codec
+    from inkdrop.screen import print_card, print_codec
 
+    if (checkpoint / CARD).is_file():
+        return print_codec(checkpoint, load_codec(checkpoint))
     folder = locate(checkpoint)
-    print_card(folder, read_manifest(folder))
+    return print_card(folder, read_manifest(folder))
 
 
 @app.command("list")
@@ -307,7 +313,7 @@ def list_parts(
 def check(path: Annotated[Path, typer.Argument(help="A folder of images, a .zip, or IDX files.")]) -> None:
     """Read every file of a data set and say what is there.
 
-    Sizes, classes, duplicates, and the files that cannot be read; exit code 2 if it cannot be trained on.
+    Sizes, classes, captions, duplicates, and the files that cannot be read; exit code 2 if it cannot be trained on.
     """
     from inkdrop.data.survey import survey
 

@@ -36,17 +36,25 @@ def read(
     """
     from inkdrop.bundle import save
     from inkdrop.codec import Codec, save_codec
+    from inkdrop.files import refuse_folder
+    from inkdrop.find import find
+    from inkdrop.generate import plan_of
     from inkdrop.hub.read import read_any
-    from inkdrop.jobs import refuse_folder
+    from inkdrop.jobs import asks_of
     from inkdrop.plan import Plan, change
 
-    refuse_folder(out, False)
+    refuse_folder(out, None)
+    for room, name in (("samplers", sampler), ("grids", grid)):
+        if name is not None:
+            find(room, name)
     own = any(part is not None for part in (sampler, grid, steps, clip))
     plan = change(Plan(guide=()), sampler=sampler, grid=grid, steps=steps, clip=clip) if own else None
     found = read_any(source, variant=variant, plan=plan, revision=revision)
     if isinstance(found, Codec):
         save_codec(found, out)
         return typer.echo(f"autoencoder: {out}\nnext: inkdrop train RECIPE --codec {out}")
+    plan_of(found, None, {})
+    asks_of(found)  # runs the sampler on its grid once: what these refuse is refused before anything is written
     save(found, out)
     for note in found.card["hub"]["notes"]:
         typer.echo(f"note: {note}")
@@ -74,11 +82,12 @@ def write(
 
     DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline or StableDiffusionPipeline, by what the model is.
     """
+    from inkdrop.files import refuse_folder
     from inkdrop.hub.write import write as written
-    from inkdrop.jobs import open_bundle, refuse_folder
+    from inkdrop.jobs import open_bundle
     from inkdrop.plan import change
 
-    refuse_folder(out, False)
+    refuse_folder(out, None)
     bundle = open_bundle(checkpoint, weights, trust, "cpu")
     plan = change(bundle.plan, sampler=sampler, grid=grid, clip=clip)
     kind = written(bundle, out, plan=plan, label=label, forget_null=forget_null)

@@ -27,12 +27,13 @@ def train_classifier(
     It guides samples: inkdrop sample RUN --classifier OUT --set classifier.scale=2.
     """
     from inkdrop import jobs
+    from inkdrop.files import refuse_folder
     from inkdrop.screen import Screen
     from inkdrop.train.classifier import fit_classifier
     from inkdrop.train.loop import choose
 
     recipe = choose(jobs.open_bundle(checkpoint, "ema", trust, "cpu").recipe, data=data)
-    jobs.refuse_folder(out, False)
+    refuse_folder(out, None)
     with Screen() as screen:
         heard = screen.task("training the classifier")
         made = fit_classifier(recipe, out, steps=max_steps, width=width, seed=seed, device=device, on_progress=heard)
@@ -56,11 +57,12 @@ def train_autoencoder(
     Then: inkdrop train RECIPE --codec OUT. Knobs: data.*, net=NAME and net.* (inkdrop list codecs), against.*
     """
     from inkdrop import jobs
+    from inkdrop.files import refuse_folder
     from inkdrop.screen import Screen
     from inkdrop.train.autoencoder import fit_autoencoder
 
     images, net, against = jobs.autoencoder_parts(name, data, settings or ())
-    jobs.refuse_folder(out, False)
+    refuse_folder(out, None)
     with Screen() as screen:
         heard = screen.task("training the autoencoder")
         made = fit_autoencoder(

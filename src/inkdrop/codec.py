@@ -187,6 +187,9 @@ def load_codec(path: Path | str, *, trust: bool = False, device: str = "cpu") ->
         BadCheckpoint: a file is missing, foreign or corrupt, or names code outside inkdrop without trust.
     """
     folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise BadCheckpoint(f"{folder}: {what}; give an autoencoder's folder, or make one with: inkdrop autoencoder")
     if not (folder / CARD).is_file():
         raise BadCheckpoint(f"{folder}: is no autoencoder (it has no {CARD}); make one with: inkdrop autoencoder")
     try:
@@ -267,7 +270,10 @@ class Latents:
 
     def __init__(self, data: Data, codec: Codec, cache: Path | None = None) -> None:
         if tuple(data.shape) != codec.shape:
-            raise BadShape(f"latents: got images of {tuple(data.shape)}, but the autoencoder takes {codec.shape}")
+            raise BadShape(
+                f"latents: got images of {tuple(data.shape)}, but the autoencoder takes {codec.shape}"
+                f"{_remedy(tuple(data.shape), codec.shape)}"
+            )
         self._data = data
         self.shape: tuple[int, ...] = codec.latent_shape
         self.classes = data.classes
@@ -295,6 +301,17 @@ class Latents:
     def name(self, row: int) -> str:
         """The name of the image."""
         return self._data.name(row)
+
+
+def _remedy(got: tuple[int, ...], need: tuple[int, ...]) -> str:
+    """How a folder's images of shape `got` are brought to the shape that is needed; "" where that is not known."""
+    channels = {1: "grey", 3: "rgb", 4: "rgba"}.get(need[0])
+    if len(got) != 3 or (got[0] != need[0] and channels is None):
+        return ""
+    size = str(need[1]) if need[1] == need[2] else f"{need[1]},{need[2]}"
+    settings = [] if got[0] == need[0] else [f"data.channels={channels}"]
+    settings += [] if got[1:] == need[1:] else [f"data.size={size}", "data.resize=stretch"]
+    return f"; of a folder try {' '.join(f'--set {text}' for text in settings)}"
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.model import Model
 from inkdrop.reader import Reader
 
-__all__ = ["Attributes", "Told", "captioned", "class_of", "cond_of", "labels_of"]
+__all__ = ["Attributes", "Told", "as_said", "captioned", "class_of", "cond_of", "labels_of"]
 
 Attributes: TypeAlias = Mapping[str, float]
 """An attribute's name -> its value."""
@@ -109,29 +109,75 @@ def class_of(one: int | str, classes: tuple[str, ...], what: str = "class") -> i
 def cond_of(model: Model, count: int, told: Told, *, first: int = 0) -> Cond | None:
     """The condition of `count` images of a model; None for a model that takes none.
 
-    What is left out is filled in: the classes in turn, the model's example texts and attributes in turn (where neither
-    is given, with the examples' own classes), so that image i, counted from `first`, is told the same at any count. A
-    picture cannot be filled in.
+    Where nothing is said of class, text, attributes and picture, all are the model's examples in turn, each with its
+    own, or else its classes in turn: image i, counted from `first`, is told the same at any count. Where anything is
+    said, what is not said is null.
 
     Raises:
-        BadArgument: something that this model does not take, or a picture that it needs and is not given.
+        BadArgument: something that this model does not take, a picture that it needs and is not given, or something not
+            said to a model that knows no null.
         BadShape: not one of each, or one an image.
         UnknownName: no class or attribute of this name.
     """
-    label, own = told.label, model.examples.labels
-    if label is None and own and told.text is None and told.attributes is None:
-        label = [own[i % len(own)] for i in range(first, first + count)]
-    labels = labels_of(label, count, model.classes, first=first)
-    vec = _vec(model, count, told.attributes, first)
-    text, mask = _text(model, count, told.text, first)
+    by_default = all(part is None for part in (told.label, told.text, told.attributes, told.image))
+    return as_said(model, count, replace(told, **_examples(model, count, first)) if by_default else told)
+
+
+def as_said(model: Model, count: int, told: Told) -> Cond | None:
+    """The condition of `count` images of which this is said, and nothing else; None where that is nothing.
+
+    Raises:
+        BadArgument, BadShape, UnknownName: as `cond_of`.
+    """
+    labels = None if told.label is None else labels_of(told.label, count, model.classes)
+    vec = None if told.attributes is None else _vec(model, count, told.attributes)
+    text, mask = (None, None) if told.text is None else _text(model, count, told.text)
+    _check_said(model, {"class": labels, "attributes": vec, "text": text})
     image = _image(model.pair, count, told.image, told.mask, model.shape)
     cond = Cond(label=labels, vec=vec, text=text, text_mask=mask, image=image)
     if told.negative is not None:
-        other, seen = _text(model, count, told.negative, first, "negative")
+        other, seen = _text(model, count, told.negative, "negative")
         dropped = [name for name in cond.present if name not in ("image", "text")]
         away = cond.null(only=dropped) if dropped else cond
         cond = replace(cond, against=replace(away, text=other, text_mask=seen))
     return cond if cond.present else None
+
+
+def _check_said(model: Model, said: Mapping[str, Tensor | None]) -> None:
+    """Refuse to leave something unsaid to a model that was never trained without it."""
+    known_of = {"class": model.classes, "attributes": model.attributes, "text": ()}
+    for name, part in said.items():
+        takes = known_of[name] or (name == "text" and model.reader is not None)
+        if takes and part is None and not model.guidable:
+            known = f": {', '.join(known_of[name])}" if known_of[name] else ""
+            raise BadArgument(
+                f"{name}: this model was trained without dropped conditions (train.null_rate=0), so it must be told "
+                f"one; give {name if name == 'attributes' else f'a {name}'}{known}"
+            )
+
+
+def _examples(model: Model, count: int, first: int) -> dict[str, Any]:
+    """What images first … first + count − 1 are told by default: the model's examples, or its classes, in turn.
+
+    Raises:
+        BadArgument: it needs words or numbers, and has no examples of them.
+    """
+    own, told, rows = model.examples, dict[str, Any](), range(first, first + count)
+    if model.reader is not None:
+        if not own.texts:
+            raise BadArgument("text: this model must be told what to draw; give --text")
+        told["text"] = [own.texts[i % len(own.texts)] for i in rows]
+    if model.attributes:
+        if not own.attributes:
+            raise BadArgument(
+                f"attributes: this model needs {', '.join(model.attributes)}; give --attribute NAME=VALUE"
+            )
+        each = [dict(zip(model.attributes, values, strict=True)) for values in own.attributes]
+        told["attributes"] = [each[i % len(each)] for i in rows]
+    if model.classes:
+        labels = own.labels or range(len(model.classes))
+        told["label"] = [labels[i % len(labels)] for i in rows]
+    return told
 
 
 def _first(given: Any) -> Any:
@@ -152,18 +198,10 @@ def _each(what: str, many: str, given: Any, count: int, single: type | tuple[typ
     return each
 
 
-def _vec(model: Model, count: int, given: Attributes | Sequence[Attributes] | None, first: int) -> Tensor | None:
-    names = model.attributes
+def _vec(model: Model, count: int, given: Attributes | Sequence[Attributes]) -> Tensor:
+    names, out = model.attributes, []
     if not names:
-        if given is not None:
-            raise BadArgument("attributes: got some, but this model takes none; leave them out")
-        return None
-    if given is None:
-        rows = model.examples.attributes
-        if not rows:
-            raise BadArgument(f"attributes: this model needs {', '.join(names)}; give --attribute NAME=VALUE")
-        return torch.tensor([rows[i % len(rows)] for i in range(first, first + count)], dtype=torch.float32)
-    out = []
+        raise BadArgument("attributes: got some, but this model takes none; leave them out")
     for each in _each("attributes", "sets", given, count, Mapping):
         if not isinstance(each, Mapping):
             raise BadArgument(f"attributes: got {each!r}, need values by name: {', '.join(names)}")
@@ -183,22 +221,14 @@ def _number(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not abs(number) < 3e38:  # it must be finite as float32
-        raise BadArgument(f"attribute {name}: got {value!r}, need a finite number")
+        several = " for all; for one an image give [{...}, {...}]" if isinstance(value, (list, tuple)) else ""
+        raise BadArgument(f"attribute {name}: got {value!r}, need a finite number{several}")
     return number
 
 
-def _text(
-    model: Model, count: int, given: str | Sequence[str] | None, first: int, what: str = "text"
-) -> tuple[Tensor | None, Tensor | None]:
+def _text(model: Model, count: int, given: str | Sequence[str], what: str = "text") -> tuple[Tensor, Tensor]:
     if model.reader is None:
-        if given is not None:
-            raise BadArgument(f"{what}: got {_first(given)!r}, but this model reads none; leave it out")
-        return None, None
-    if given is None:
-        texts = model.examples.texts
-        if not texts:
-            raise BadArgument("text: this model must be told what to draw; give --text")
-        return model.reader([texts[i % len(texts)] for i in range(first, first + count)])
+        raise BadArgument(f"{what}: got {_first(given)!r}, but this model reads none; leave it out")
     each = _each(what, "texts", given, count, str)
     if not all(isinstance(one, str) for one in each):
         raise BadArgument(f"{what}: got {next(one for one in each if not isinstance(one, str))!r}, need a text")
@@ -213,13 +243,21 @@ def _image(
             raise BadArgument("image: got a picture, but this model takes none; try: inkdrop edit")
         return None
     if picture is None:
-        raise BadArgument("image: this model starts from a picture; give --image PATH")
+        raise BadArgument("image: this model starts from a picture; give image=... (--image PATH)")
+    for name, given in (("image", picture), ("mask", mask)):
+        if given is not None and not isinstance(given, Tensor):
+            raise BadArgument(
+                f"{name}: got {type(given).__name__}, need a tensor; inkdrop.inputs.read_picture reads one"
+            )
     if mask is not None and not pair.masked:
         raise BadArgument("mask: got one, but this model fills no holes; leave it out")
-    if tuple(picture.shape[1:]) not in (pair.size, shape):
-        raise BadShape(f"image: got shape {tuple(picture.shape[1:])}, need {pair.size} or {shape}")
+    if picture.ndim != 4 or tuple(picture.shape[1:]) not in (pair.size, shape):
+        need = " or ".join(f"(B, {', '.join(map(str, size))})" for size in dict.fromkeys((pair.size, shape)))
+        raise BadShape(f"image: got shape {tuple(picture.shape)}, need {need}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape[1:] != (1, *shape[1:])):
         raise BadShape(f"mask: got {mask.dtype} {tuple(mask.shape)}, need bool (B, 1, {shape[1]}, {shape[2]})")
+    if mask is not None and bool(mask.all()):
+        raise BadArgument("mask: keeps every pixel, so that there is nothing to fill; what is to be filled is black")
     for what, many, given in (("image", "pictures", picture), ("mask", "masks", mask)):
         if given is not None and len(given) not in (1, count):
             raise BadShape(f"{what}: got {len(given)} {many} for {count} images; give one, or one an image")

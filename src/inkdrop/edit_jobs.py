@@ -22,6 +22,7 @@ from inkdrop.drive import Step
 from inkdrop.edit.operators import Operator
 from inkdrop.editing import VERBS, operator_of
 from inkdrop.errors import BadArgument, BadData, BadShape
+from inkdrop.files import refuse_folder, replace_folder
 from inkdrop.find import Part, parse
 from inkdrop.inputs import read_array, read_picture
 from inkdrop.inversion import PARTNERS
@@ -66,7 +67,7 @@ class Desk:
     def __init__(self, verb: str, checkpoint: Path, options: Options) -> None:
         self.verb, self.options = verb, options
         self.out = options.out or Path("edits")
-        jobs.refuse_folder(self.out, options.overwrite, RECORD)
+        refuse_folder(self.out, options.overwrite, RECORD)
         bundle = jobs.open_bundle(
             checkpoint,
             options.weights,
@@ -257,7 +258,7 @@ class Desk:
                 files[f"{i:06d}.png"] = lambda p, one=one: picture.image(one).save(p)
         else:
             files["results.npy"] = lambda p: np.save(p, results.numpy())
-        jobs.replace_folder(self.out, files)
+        replace_folder(self.out, files)
         self.said.append(f"edits: {self.out / ('grid.png' if 'grid.png' in files else 'results.npy')}")
         return "\n".join(self.said)
 

@@ -16,7 +16,19 @@ from torch import Tensor, nn
 
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError
 
-__all__ = ["Writer", "load_weights", "own_sha256", "remove_folder", "sha256", "tensors", "write_folder", "write_json"]
+__all__ = [
+    "Writer",
+    "load_weights",
+    "own_sha256",
+    "refuse_file",
+    "refuse_folder",
+    "remove_folder",
+    "replace_folder",
+    "sha256",
+    "tensors",
+    "write_folder",
+    "write_json",
+]
 
 Writer = Callable[[Path], None]
 """Writes the file at the path that it is given."""
@@ -121,3 +133,53 @@ def load_weights(net: nn.Module, file: Path) -> None:
         net.load_state_dict(load_file(file))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise BadCheckpoint(f"{file}: does not fit this net ({str(error).splitlines()[-1].strip()})") from None
+
+
+def refuse_file(path: Path) -> None:
+    """Refuse a file that could not be written or replaced, before any work is done.
+
+    Raises:
+        BadArgument: it is a folder, or its folder cannot be made.
+    """
+    if path.is_dir():
+        raise BadArgument(f"{path}: is a folder, need a file; choose another --out")
+    base = next(place for place in path.absolute().parents if place.exists())
+    if not (base.is_dir() and os.access(base, os.W_OK)):
+        raise BadArgument(f"{path}: cannot be made, as {base} is no folder that can be written; choose another --out")
+
+
+def refuse_folder(path: Path, overwrite: bool | None, record: str = "sample.json") -> None:
+    """Refuse to write over something, before any work is done; only an older folder of the same kind may be replaced.
+
+    Args:
+        path: the folder to be written.
+        overwrite: whether an older one may be replaced; None where the command has no --overwrite.
+        record: the file by which one is known.
+
+    Raises:
+        BadArgument: it exists, or cannot be made.
+    """
+    if not path.exists():
+        refuse_file(path)
+    elif not overwrite:
+        hint = "" if overwrite is None else ", or --overwrite"
+        raise BadArgument(f"{path}: exists already; choose another --out{hint}")
+    elif not (path / record).is_file():
+        what = "samples" if record == "sample.json" else "edits"
+        raise BadArgument(
+            f"{path}: is not a folder of {what} (no {record}), so it is not overwritten; choose another --out"
+        )
+
+
+def replace_folder(path: Path, files: Mapping[str, Writer]) -> None:
+    """Write a folder whole or not at all; an older one of its name goes only when the new one is there."""
+    if not path.exists():
+        return write_folder(path, files)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(old)
+    try:
+        write_folder(path, files)
+    except BaseException:
+        old.rename(path)
+        raise
+    return shutil.rmtree(old)

@@ -47,6 +47,7 @@ ROOMS: dict[str, Room] = {
     "scales": Room("core/scale.py", (("level",),)),
     "data": Room("data", (("split",),)),
     "losses": Room("losses", (("denoiser", "x0", "cond", "draw"),)),
+    "times": Room("losses/times.py", (("u", "schedule"),)),
     "weights": Room("losses/weights.py", (("lam",),)),
     "recipes": Room("recipes", ((),)),
 }

@@ -18,6 +18,7 @@ from inkdrop.denoiser import Denoiser
 from inkdrop.drive import Answerer, Step, drive, watch
 from inkdrop.edit.decoded import decoded
 from inkdrop.edit.hook import See, hook
+from inkdrop.edit.pairs import Pair
 from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.find import knobs
 from inkdrop.model import Model, conditional, state_shape
@@ -75,8 +76,18 @@ def _prepare(
         return sampler if see is None else lambda x, grid, noise: hook(sampler(x, grid, noise), see)
 
     work = sampling(plan, x, grid, noise, cond, heard, edit)
-    latent = not isinstance(model, Denoiser) and model.codec is not None
-    return _Job(decoded(work) if latent else work, parts_of(model), heard)
+    if not isinstance(model, Denoiser):
+        work = work if model.codec is None else decoded(work)
+        work = (
+            work if cond is None or cond.image is None or model.pair is None else _pasted(work, model.pair, cond.image)
+        )
+    return _Job(work, parts_of(model), heard)
+
+
+def _pasted(work: Sampling, pair: Pair, condition: Tensor) -> Sampling:
+    """The sampling, whose result has the pixels that its picture keeps."""
+    x = yield from work
+    return x if pair.paste is None else pair.paste(condition.to(x.device), x)
 
 
 def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any]) -> Plan:
@@ -102,10 +113,7 @@ def plan_of(model: Model | Denoiser, plan: Plan | None, changes: dict[str, Any])
         return plan
     bounds = [p.name for p in plan.guide if p.name in ("clip", "threshold")]
     if bounds and (model.codec is not None or not getattr(model, "ranged", True)):
-        raise BadArgument(
-            f"{bounds[0]}: got a model of latents, which have no range; sample with --no-clip, "
-            "or train with --set plan.guide=none (or cfg)"
-        )
+        raise BadArgument(f"{bounds[0]}: got a model of latents, which have no range; sample with --no-clip")
     if conditional(model):
         _check_cfg(model, next((p.knobs for p in plan.guide if p.name == "cfg"), {}))
     return plan
@@ -118,6 +126,8 @@ def _check_cfg(model: Model, given: Mapping[str, Any]) -> None:
         raise BadArgument(f"cfg negative: got class {negative}, but this model has no classes; leave it out")
     if negative is not None:
         class_of(negative, model.classes, "cfg negative")
+    elif scale != 1 and not model.guidable and getattr(getattr(model, "recipe", None), "data", True) is None:
+        raise BadArgument(f"guidance: got {scale:g}, but this net knows no null class to guide away from; use 1")
     elif scale != 1 and not model.guidable:
         raise BadArgument(
             f"guidance: got {scale:g}, but this model was trained without dropped conditions (train.null_rate=0); "
@@ -170,11 +180,12 @@ def steps(
         model: a Bundle, or a Denoiser together with `shape`.
         count: how many images, ≥ 1.
         seed: image i of seed s starts from the same noise at any count.
-        label: a class or its name, or one for each image; by default the classes in turn.
-        text: a prompt, or one for each image; by default the model's examples in turn.
-        attributes: values by name, or such for each image; by default the model's examples in turn.
+        label: a class or its name, or one for each image. Where nothing is said, the model's examples or classes in
+            turn; where only text, attributes or image are said, no class.
+        text: a prompt, or one for each image; the same.
+        attributes: values by name, or such for each image; the same.
         image: (B or 1, C, h, w) in [-1, 1], for a model that starts from a picture.
-        mask: (B or 1, 1, H, W) bool, True where the image is kept, for a model that fills holes.
+        mask: (B or 1, 1, H, W) bool, True where the image is kept, to the bit, for a model that fills holes.
         negative: a text to steer away from by guidance, or one for each image.
         cond: the conditions themselves in place of all of these, one row an image.
         shape: (C, *S) of one image, where the model does not know it.
@@ -236,11 +247,12 @@ def sample(
         count: how many images, ≥ 1.
         seed: image i of seed s starts from the same noise, whatever the count and the batch.
         first: index of the first image: images first … first + count − 1 of this seed.
-        label: a class or its name, or one for each image; by default the classes in turn.
-        text: a prompt, or one for each image; by default the model's examples in turn.
-        attributes: values by name, or such for each image; by default the model's examples in turn.
+        label: a class or its name, or one for each image. Where nothing is said, the model's examples or classes in
+            turn; where only text, attributes or image are said, no class.
+        text: a prompt, or one for each image; the same.
+        attributes: values by name, or such for each image; the same.
         image: (B or 1, C, h, w) in [-1, 1], for a model that starts from a picture.
-        mask: (B or 1, 1, H, W) bool, True where the image is kept, for a model that fills holes.
+        mask: (B or 1, 1, H, W) bool, True where the image is kept, to the bit, for a model that fills holes.
         negative: a text to steer away from by guidance, or one for each image.
         cond: the conditions themselves in place of all of these, one row an image.
         shape: (C, *S) of one image, where the model does not know it.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,14 +15,14 @@ from torch import Tensor
 from inkdrop import picture
 from inkdrop.bundle import Bundle, load
 from inkdrop.classifier import load_classifier, with_parts
-from inkdrop.condition import Told, cond_of
+from inkdrop.condition import Told, class_of, cond_of
 from inkdrop.core.ask import Belief
 from inkdrop.core.cond import Cond
 from inkdrop.core.dataset import Data
 from inkdrop.drive import Step, watch
 from inkdrop.errors import BadArgument, UnknownName
-from inkdrop.files import write_folder
-from inkdrop.find import Part, check_knobs, names, parse
+from inkdrop.files import refuse_folder, replace_folder
+from inkdrop.find import Part, check_knobs, find, knobs, names, parse
 from inkdrop.generate import evaluating, plan_of, sample
 from inkdrop.plan import change, grid_of, needs_of, sampling
 from inkdrop.recipe import dump, open_data, set_knobs, valid, with_knob
@@ -42,9 +40,6 @@ __all__ = [
     "draw",
     "likelihood_of",
     "open_bundle",
-    "refuse_file",
-    "refuse_folder",
-    "replace_folder",
     "score_bundle",
     "with_plan",
     "write_figures",
@@ -90,17 +85,19 @@ def with_plan(bundle: Bundle, changes: Mapping[str, Any], settings: Iterable[str
     Args:
         bundle: the model.
         changes: of `plan.change`: sampler, steps, grid, guidance, ...; None where nothing was said.
-        settings: "sampler.eta=0.5" and the like.
+        settings: "sampler.eta=0.5" and the like; cfg.negative may be a class's name.
 
     Raises:
         BadArgument: a setting that is not about sampling, or guides that do not go together.
+        UnknownName: no such class.
     """
     plan = change(bundle.plan, **changes)
     for part, guide in GUIDES.items():
         if part in bundle.parts and part not in needs_of(plan):
             plan = change(plan, guide=[guide])
     slots = (*SAMPLING_SLOTS, *(p.name for p in plan.guide))
-    for text in settings:
+    wanted = [_numbered(text, bundle.classes) for text in settings]
+    for text in wanted:
         slot = text.partition("=")[0].partition(".")[0].strip()
         if slot == "nll":
             raise BadArgument(f"--set: got {text!r}, which goes with eval --nll alone")
@@ -109,9 +106,17 @@ def with_plan(bundle: Bundle, changes: Mapping[str, Any], settings: Iterable[str
                 f"--set: got {text!r}, but of a trained model only {', '.join(slots)} can change; "
                 + (f"add --guide {slot} first" if slot in names("guide") else "train anew to change more")
             )
-    changed = replace(bundle, recipe=set_knobs(replace(bundle.recipe, plan=plan), settings))
+    changed = replace(bundle, recipe=set_knobs(replace(bundle.recipe, plan=plan), wanted))
     plan_of(changed, None, {})
     return changed
+
+
+def _numbered(text: str, classes: tuple[str, ...]) -> str:
+    """A setting whose class to steer away from is a number, as its knob takes it, also where it was a name."""
+    path, sign, value = text.partition("=")
+    if path.strip() != "cfg.negative" or not classes or parse(value.strip()) is None:
+        return text
+    return f"{path}{sign}{class_of(value.strip(), classes, 'cfg negative')}"
 
 
 def asks_of(bundle: Bundle) -> int:
@@ -128,41 +133,6 @@ def draw(bundle: Bundle, count: int, seed: int, told: Told, screen: Screen) -> T
     return sample(bundle, count, seed=seed, on_step=lambda done, step: heard(done, step), **how)
 
 
-def refuse_file(path: Path) -> None:
-    """Refuse a file that could not be written or replaced, before any work is done.
-
-    Raises:
-        BadArgument: it is a folder, or its folder cannot be made.
-    """
-    if path.is_dir():
-        raise BadArgument(f"{path}: is a folder, need a file; choose another --out")
-    base = next(place for place in path.absolute().parents if place.exists())
-    if not (base.is_dir() and os.access(base, os.W_OK)):
-        raise BadArgument(f"{path}: cannot be made, as {base} is no folder that can be written; choose another --out")
-
-
-def refuse_folder(path: Path, overwrite: bool, record: str = "sample.json") -> None:
-    """Refuse to write over something, before any work is done; only an older folder of the same kind may be replaced.
-
-    Args:
-        path: the folder to be written.
-        overwrite: whether an older one may be replaced.
-        record: the file by which one is known.
-
-    Raises:
-        BadArgument: it exists, or cannot be made.
-    """
-    if not path.exists():
-        refuse_file(path)
-    elif not overwrite:
-        raise BadArgument(f"{path}: exists already; choose another --out, or --overwrite")
-    elif not (path / record).is_file():
-        what = "samples" if record == "sample.json" else "edits"
-        raise BadArgument(
-            f"{path}: is not a folder of {what} (no {record}), so it is not overwritten; choose another --out"
-        )
-
-
 def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, overwrite: bool) -> None:
     """Write samples as a new folder, whole or not at all.
 
@@ -176,7 +146,7 @@ def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, 
         "seed": seed,
         "count": len(x),
         "classes": None if cond.label is None else [bundle.classes[i] for i in cond.label.tolist()],
-        "texts": None if bundle.reader is None else each(said.text or bundle.examples.texts, len(x)),
+        "texts": None if cond.text is None else each(said.text or bundle.examples.texts, len(x)),
         "negatives": each(said.negative, len(x)),
         "attributes": None if cond.vec is None else [dict(zip(names, r, strict=True)) for r in cond.vec.tolist()],
         "images": each([str(picture) for picture in said.image or ()], len(x)),
@@ -195,20 +165,6 @@ def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, 
     else:
         files["samples.npy"] = lambda p: np.save(p, x.numpy())
     replace_folder(path, files)
-
-
-def replace_folder(path: Path, files: Mapping[str, Callable[[Path], Any]]) -> None:
-    """Write a folder whole or not at all; an older one of its name goes only when the new one is there."""
-    if not path.exists():
-        return write_folder(path, files)
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(old)
-    try:
-        write_folder(path, files)
-    except BaseException:
-        old.rename(path)
-        raise
-    return shutil.rmtree(old)
 
 
 def _split(bundle: Bundle, data: Path | None, split: str) -> Data:
@@ -280,6 +236,21 @@ def likelihood_of(
     return {**found, "data": of, "checkpoint": bundle.card, "seed": seed, "threads": torch.get_num_threads()}
 
 
+def _check_enough(bundle: Bundle, train: Data, test: Data) -> None:
+    """Refuse splits of fewer than two images, before a judge is trained on them."""
+    if min(len(train), len(test)) < 2:
+        part = bundle.recipe.data or Part("folder")
+        apart = (
+            ", trained with more held out: --set data.holdout=0.2"
+            if "holdout" in knobs(find("data", part.name))
+            else ""
+        )
+        raise BadArgument(
+            f"eval: got {len(train)} training and {len(test)} held-out images, need at least 2 of each; "
+            f"try a model of more images{apart}"
+        )
+
+
 def score_bundle(
     bundle: Bundle, count: int, seed: int, data: Path | None, screen: Screen, *, batch: int = 256
 ) -> dict[str, Any]:
@@ -299,6 +270,7 @@ def score_bundle(
     if count < 2:
         raise BadArgument(f"eval: got {count} samples, need at least 2; try 1000")
     train, test = _split(bundle, data, "train"), _split(bundle, data, "test")
+    _check_enough(bundle, train, test)
     features = features_for(train, test, on_progress=screen.task("training the judge"))
     parts = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
     asked = [label for rows in parts for label in labels_by(bundle, test, rows)]

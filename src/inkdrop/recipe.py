@@ -251,8 +251,9 @@ def with_knob(room: str, part: Part, knob: str, value: Any) -> Part:
 
 
 def _is_list(kind: Any) -> bool:
-    """Whether values of an annotation are tuples, or tuples or None."""
-    return any(get_origin(each) is tuple for each in (kind, *get_args(kind)))
+    """Whether the values of an annotation are tuples only, or None."""
+    kinds = [kind] if get_origin(kind) is tuple else [each for each in get_args(kind) if each is not type(None)]
+    return bool(kinds) and all(get_origin(each) is tuple for each in kinds)
 
 
 def _plain(thing: Any) -> Any:

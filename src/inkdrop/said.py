@@ -58,9 +58,12 @@ def told_of(bundle: Bundle, said: Said, count: int) -> Told:
         raise BadArgument(f"sample count: got {count}, need at least 1")
     image, mask, pair = None, None, bundle.pair
     if said.image and pair is None:
-        raise BadArgument("--image: this model does not start from a picture; to change one, try: inkdrop edit")
+        raise BadArgument(
+            "--image: this model does not start from a picture; to change one, try: inkdrop edit img2img RUN PICTURE"
+        )
     if said.mask and (pair is None or not pair.masked):
-        raise BadArgument("--mask: this model was not trained to fill holes; try: inkdrop edit inpaint")
+        hint = "try: inkdrop edit inpaint RUN PICTURE --keep MASK" if pair is None else "leave it out"
+        raise BadArgument(f"--mask: this model was not trained to fill holes; {hint}")
     if said.image and pair is not None:
         background = background_of(bundle)
         read = [read_sized(path, (pair.size, bundle.shape), background) for path in said.image]

@@ -20,12 +20,14 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from inkdrop.codec import Codec
     from inkdrop.drive import Step
     from inkdrop.recipe import Recipe
 
 __all__ = [
     "Screen",
     "print_card",
+    "print_codec",
     "print_dry_run",
     "print_knobs",
     "print_likelihood",
@@ -102,6 +104,8 @@ class Screen:
                 self.say(f"update {facts['update']}: checkpoint {facts['path']}")
             elif kind == "end":
                 self.say(f"stopped at update {facts['update']}: {facts['why']}")
+            elif "text" in facts:
+                self.say(f"update {facts['update']}: {facts['text']}")
 
         return heard
 
@@ -274,6 +278,20 @@ def print_card(folder: Path, record: dict[str, Any]) -> None:
     table.add_row(
         "sampling", f"{_call(plan['sampler'])}, {plan['steps']} steps of {_call(plan['grid'])}; guidance: {guide}"
     )
+    _print(table)
+
+
+def print_codec(folder: Path, codec: Codec) -> None:
+    """What an autoencoder is, for people."""
+    card, table = codec.card, _table("", "")
+    table.add_row("autoencoder", str(folder))
+    for key in ("updates", "samples", "data", "held_out", "psnr_db", "latent_std"):
+        if (value := card.get(key)) is not None:
+            table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    table.add_row("parameters", f"{sum(p.numel() for p in codec.parameters()):,}")
+    table.add_row("shape", " × ".join(map(str, codec.shape)))
+    table.add_row("latents", " × ".join(map(str, codec.latent_shape)))
+    table.add_row("net", _call(codec.record()))
     _print(table)
 
 

@@ -233,7 +233,7 @@ def open_session(
     elif model.pair is not None:
         raise BadArgument(f"{what}: this model starts from a picture of its own; give it as cond, or use sample")
     else:
-        cond = _cond(model, told, len(data), first)
+        cond = condition.as_said(model, len(data), told)
         plan = _untold(model, plan, how.get("guidance")) if told.nothing and conditional(model) else plan
     denoiser = model if isinstance(model, Denoiser) else model.denoiser
     return Session(
@@ -250,43 +250,14 @@ def open_session(
     )
 
 
-def _cond(model: Model, told: Told, count: int, first: int) -> Cond | None:
-    """What a model is told of these images: what is said, and null for what is not.
-
-    Raises:
-        BadArgument: something is not said to a model without an unconditional branch, or what `cond_of` refuses.
-    """
-    filled = Told(
-        0 if told.label is None and model.classes else told.label,
-        "" if told.text is None and model.reader else told.text,
-        dict.fromkeys(model.attributes, 0.0) if told.attributes is None and model.attributes else told.attributes,
-    )
-    cond = condition.cond_of(model, count, filled, first=first)
-    said = {"label": told.label, "vec": told.attributes, "text": told.text}
-    unsaid = [] if cond is None else [name for name in cond.present if said[name] is None]
-    if unsaid and not model.guidable:
-        name, one, known = _named(model, unsaid[0])
-        raise BadArgument(
-            f"{name}: this model was trained without dropped conditions (train.null_rate=0), so it must be told one; "
-            f"give {one}{known}"
-        )
-    return cond.null(only=unsaid) if cond is not None and unsaid else cond
-
-
-def _named(model: Model, name: str) -> tuple[str, str, str]:
-    """What to call a field of a condition, with its article, and what it can be."""
-    known = {"label": ("class", model.classes), "vec": ("attributes", model.attributes), "text": ("text", ())}
-    what, values = known[name]
-    return what, what if name == "vec" else f"a {what}", f": {', '.join(values)}" if values else ""
-
-
 def _untold(model: Model, plan: Plan, guidance: float | None) -> Plan:
     """The plan of a model that is told nothing: without guidance by what it is told.
 
     Raises:
         BadArgument: something in the plan needs a condition.
     """
-    what, one, _ = _named(model, "label" if model.classes else "text" if model.reader else "vec")
+    one = "a class" if model.classes else "a text" if model.reader else "attributes"
+    what = one.removeprefix("a ")
     if guidance is not None:
         raise BadArgument(
             f"guidance: got {guidance:g}, but there is no {what} to guide by; give {one}, or leave it out"

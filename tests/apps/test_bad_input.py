@@ -16,6 +16,7 @@ from PIL import Image
 
 from albums import album, codec_folder, pictured
 from inkdrop import jobs
+from inkdrop.bundle import load
 from inkdrop.cli import main
 from inkdrop.errors import BadArgument, Busy, Cancelled
 from inkdrop.find import Part
@@ -42,6 +43,13 @@ def runs(tmp_path_factory) -> Path:
         "latent": {"label": True, "codec": codec},
     }.items():
         Trainer(pictured(pictures, **asked), folder / name).save()
+    Trainer(replace(digits(), data=Part("folder", {"data": str(pictures)})), folder / "few").save()
+    for name in "ab":
+        picture(folder / "large" / f"{name}.png", (16, 12))
+    (folder / "pipeline").mkdir()
+    (folder / "pipeline" / "model_index.json").write_text("{}")
+    (folder / "lone").mkdir()
+    (folder / "lone" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     picture(folder / "8.png", (8, 8))
     picture(folder / "4.png", (4, 4))
     picture(folder / "5.png", (5, 5))
@@ -157,7 +165,8 @@ TRAIN = [
     ("train.augment=1", "train.augment: got 1.0, need a number in [0, 1)"),
     ("image=lowres train.augment=0.5", "this net is not told how noisy its image is; try augment=true"),
     ("image=lowres net=dit net.depth=1 net.width=8 net.image=2", "dit.image: got 2, but the data have 1; leave it out"),
-    ("codec=nope", "nope: is no autoencoder (it has no autoencoder.json); make one with: inkdrop autoencoder"),
+    ("codec=nope plan.guide=none", "nope: no such folder; give an autoencoder's folder, or make one with: inkdrop"),
+    ("codec=nope", "clip: got a model of latents, which have no range; train with --set plan.guide=cfg"),
     ("codec.kl=1", "--set: got codec.kl, but a codec has no knobs; give its folder, as codec=PATH"),
     ("net.augment=true", "unet augment: got true, but no image to be told about"),
     ("net.vocabulary=300", "unet.vocabulary: got 300, but the data have 0; leave it out"),
@@ -191,6 +200,19 @@ COMMANDS = [
     ("resume RUNS/classes --max-steps 1", "max_steps: got 1, but the run is at update 2"),
     ("show nope", "nope: no such folder"),
     ("show .", ".: holds no checkpoint"),
+    ("sample RUNS/codec", "codec: is an autoencoder, in whose latents a model is trained; see: inkdrop train RECIPE"),
+    (
+        "sample RUNS/pipeline",
+        "looks like a folder of diffusers; read it first: inkdrop hub read FOLDER --out CHECKPOINT",
+    ),
+    ("show RUNS/pipeline", "looks like a folder of diffusers; read it first: inkdrop hub read"),
+    (
+        "hub read RUNS/lone --out made",
+        "what the net predicts; copy its pipeline's scheduler/scheduler_config.json into it",
+    ),
+    ("hub read RUNS/pipeline --out made --sampler foo", "samplers: unknown name 'foo'"),
+    ("hub read RUNS/pipeline --out made --grid foo", "grids: unknown name 'foo'"),
+    ("eval RUNS/few -n 2", "eval: got 11 training and 1 held-out images, need at least 2 of each; try a model of more"),
     ("eval nope", "nope: no such folder"),
     ("eval RUNS/pictures -n 1", "eval: got 1 samples, need at least 2"),
     ("eval RUNS/pictures --out RUNS", "is a folder, need a file"),
@@ -227,8 +249,12 @@ COMMANDS = [
     ("sample RUNS/classes --negative x", "negative: has no effect without guidance"),
     ("sample RUNS/classes --negative x --guidance 2", "negative: got 'x', but this model reads none"),
     ("sample RUNS/classes --attribute hue=1", "attributes: got some, but this model takes none; leave them out"),
-    ("sample RUNS/pictures --image RUNS/8.png", "--image: this model does not start from a picture"),
-    ("sample RUNS/pictures --mask RUNS/8.png", "--mask: this model was not trained to fill holes"),
+    ("sample RUNS/pictures --image RUNS/8.png", "to change one, try: inkdrop edit img2img RUN PICTURE"),
+    ("sample RUNS/pictures --mask RUNS/8.png", "fill holes; try: inkdrop edit inpaint RUN PICTURE --keep MASK"),
+    (
+        "sample RUNS/classes --guidance 2 --set cfg.negative=component",
+        "cfg negative: unknown name 'component'; did you mean component 2",
+    ),
     ("sample RUNS/words --class 0", "class: got '0', but this model has no classes"),
     ("sample RUNS/words --attribute hue", "--attribute: got 'hue', need NAME=NUMBER"),
     ("sample RUNS/words --attribute hue=red", "--attribute: got 'hue=red', need NAME=NUMBER"),
@@ -240,17 +266,17 @@ COMMANDS = [
         "sample RUNS/words --guide cfg --set cfg.negative=1 --set cfg.scale=2",
         "cfg negative: got class 1, but this model",
     ),
-    ("sample RUNS/small", "image: this model starts from a picture; give --image PATH"),
+    ("sample RUNS/small", "image: this model starts from a picture; give"),
     ("sample RUNS/small --image RUNS/nope.png", "nope.png: cannot be read"),
     ("sample RUNS/small --image RUNS/words", "words: is a folder; give its files"),
     ("sample RUNS/small --image RUNS/album/metadata.csv", "metadata.csv: is no picture; give a .png"),
     ("sample RUNS/small --image RUNS/5.png", "5.png: is 5 × 5 pixels (width × height), need 4 × 4 or 8 × 8; resize it"),
     ("sample RUNS/small --image RUNS/4.png --image RUNS/8.png", "--image: got pictures of two sizes; give all of one"),
     ("sample RUNS/small --image RUNS/4.png -n 0", "sample count: got 0, need at least 1"),
-    ("sample RUNS/small --image RUNS/8.png --mask RUNS/mask.png", "--mask: this model was not trained to fill holes"),
+    ("sample RUNS/small --image RUNS/8.png --mask RUNS/mask.png", "not trained to fill holes; leave it out"),
     ("sample RUNS/small --image RUNS/8.png --guidance 2", "cfg: there is no condition to guide by"),
     ("sample RUNS/hole --image RUNS/8.png", "image: this model fills holes; give a mask too (--mask"),
-    ("sample RUNS/hole --mask RUNS/mask.png", "image: this model starts from a picture; give --image PATH"),
+    ("sample RUNS/hole --mask RUNS/mask.png", "image: this model starts from a picture; give"),
     ("sample RUNS/hole --image RUNS/8.png --mask RUNS/5.png", "5.png: is 5 × 5 pixels (width × height), need 8 × 8"),
     ("sample RUNS/latent --clip", "clip: got a model of latents, which have no range; sample with --no-clip"),
     ("sample RUNS/latent --guide threshold", "threshold: got a model of latents, which have no range"),
@@ -266,8 +292,28 @@ COMMANDS = [
     ("edit outpaint RUNS/latent RUNS/8.png --left 2", "outpaint: got a model of latents, need one of pictures"),
     ("edit restore RUNS/latent RUNS/8.png --operator gray --simulate", "restore: got a model of latents, need one of"),
     ("classifier RUNS/latent --out judge", "classifier: the model works on latents, and this learns the classes of"),
-    ("train folder --data RUNS/album --codec nope", "nope: is no autoencoder"),
-    ("train folder --data RUNS/album --codec RUNS/codec", "clip: got a model of latents, which have no range"),
+    ("train folder --data RUNS/album --codec nope --set plan.guide=none", "nope: no such folder"),
+    (
+        "train folder --data RUNS/album --codec RUNS/8.png --set plan.guide=none",
+        "8.png: is a file; give an autoencoder's",
+    ),
+    ("train folder --data RUNS/album --codec RUNS/album --set plan.guide=none", "album: is no autoencoder"),
+    (
+        "train folder --data RUNS/album --codec RUNS/codec",
+        "clip: got a model of latents, which have no range; train with --set plan.guide=none",
+    ),
+    (
+        "train folder --data RUNS/album --codec RUNS/codec --dry-run",
+        "clip: got a model of latents, which have no range; train with --set plan.guide=none",
+    ),
+    (
+        "train folder --data RUNS/large --codec RUNS/codec --set plan.guide=none",
+        "the autoencoder takes (3, 8, 8); of a folder try --set data.size=8 --set data.resize=stretch",
+    ),
+    (
+        "train folder --data RUNS/album --codec RUNS/codec --set plan.guide=none --set data.channels=grey",
+        "the autoencoder takes (3, 8, 8); of a folder try --set data.channels=rgb",
+    ),
     ("train folder --data RUNS/album --set text=bpe --set text.length=1", "bpe: got vocabulary 512 and length 1"),
     ("train folder --data RUNS/album --set text=pretrained", "pretrained: got no model, need a folder or a hub id"),
     (
@@ -405,6 +451,14 @@ def test_what_is_there_is_not_written_over(inkdrop, runs, tmp_path):
     refused(inkdrop("train", "digits", "--out", "notes"), "notes: is not an empty folder")
     refused(inkdrop("train", "digits", "--out", runs / "classes"), "holds a run already; resume it")
     refused(inkdrop("train", "digits", "--out", "notes/mine.txt/x"), "cannot be made")
+    for command in (
+        ["autoencoder", "digits"],
+        ["classifier", runs / "pictures"],
+        ["hub", "read", runs / "pipeline"],
+        ["hub", "write", runs / "pictures"],
+    ):
+        code, out, err = inkdrop(*command, "--out", "notes")
+        assert (code, out, err) == (2, "", "inkdrop: notes: exists already; choose another --out\n")  # no --overwrite
     assert tree(tmp_path) == before
 
 
@@ -422,6 +476,9 @@ def test_a_full_disk_is_one_line(place, inkdrop, runs, tmp_path, monkeypatch):
         assert tree(tmp_path) == {}
     refused_late(inkdrop("train", "digits", "--out", "run", "--max-steps", "1", *each), "No space left on device")
     for name, content in tree(tmp_path).items():
+        if "checkpoints" in Path(name).parts:  # the disk had room for that one
+            load(Path(name).parent)
+            continue
         assert Path(name).name in ("recipe.json", "run.json", "stats.jsonl", "step-00000001.png"), name
         if name.endswith(".png"):
             with Image.open(tmp_path / name) as image:

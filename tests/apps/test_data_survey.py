@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from albums import NAMES, album
+from inkdrop.cli import main
 from inkdrop.data.folder import folder
 from inkdrop.data.survey import survey
 from inkdrop.errors import BadData
@@ -179,3 +181,77 @@ def test_the_layout_of_arrays_is_said(tmp_path):
     last, first = survey(tmp_path / "last").notes, survey(tmp_path / "first").notes
     assert ".npy is read as (H, W, C): 16×16 pixels of 5 channels" in last
     assert any("5×16 pixels of 16 channels; if the files are (C, H, W), transpose them" in note for note in first)
+
+
+def settings(command):
+    """What a suggested command sets, as it is said."""
+    words = shlex.split(command)
+    return [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+
+
+def table(root, header, *rows):
+    """Pictures 0.png, 1.png ... and a metadata.csv with a row for each."""
+    for i in range(len(rows)):
+        put(root / f"{i}.png", noise(4, 4))
+    lines = [f"file_name,{header}", *(f"{i}.png,{row}" for i, row in enumerate(rows))]
+    (root / "metadata.csv").write_text("\n".join(lines))
+    return survey(root)
+
+
+@pytest.mark.long
+def test_a_table_is_said_and_its_command_trains_on_all_of_it(tmp_path, capsys):
+    """As far as a dry run: classes, attributes and captions arrive at the model."""
+    found = survey(album(tmp_path / "album", count=40))
+    assert (found.captions, found.kinds) == (32, {"kind": 3})
+    assert found.numbers == {"hue": (0, 0.975), "size": (-1, 0.5)}
+    for line in (
+        "captions    32 of 40",
+        "as class    kind (3 values): ",
+        "numbers     hue (0 to 0.975), size (-1 to 0.5)",
+    ):
+        assert line in found.text()
+    assert settings(found.command) == ["data.label=kind", "data.attributes=hue,size", "text=bpe"]
+    small = [part for knob in ("net.width=4", "net.multipliers=[1]", "net.attention=[]") for part in ("--set", knob)]
+    with pytest.raises(SystemExit) as end:
+        main([*shlex.split(found.command)[1:], *small, "--dry-run"])
+    shown = capsys.readouterr()
+    assert not end.value.code, shown.err
+    rows = dict(line.split(maxsplit=1) for line in shown.out.splitlines() if line[:1].isalpha())
+    assert rows["classes"].split() == ["3:", "dark,", "light,", "two"]
+    assert int(rows["attributes"]) == len(NAMES)
+    assert int(rows["vocabulary"]) > 0
+
+
+def test_only_what_fits_is_suggested(tmp_path):
+    """No second class beside label; no row names, no fractions as class, no numbers far from 1; odd names quoted."""
+    found = table(
+        tmp_path / "a", "label,colour,id,year", "x,red,0,1990", "y,red,1,1991", "x,blue,2,1990", "y,blue,3,1992"
+    )
+    assert found.classes == {"x": 2, "y": 2}
+    assert found.kinds == {"colour": 2}
+    assert found.numbers == {"id": (0, 3), "year": (1990, 1992)}
+    assert settings(found.command) == ["data.attributes=id"]
+    found = table(tmp_path / "b", '1,"a,b"', "red,0.5", "red,0.25", "blue,0.5", "blue,0.25")
+    assert (found.kinds, list(found.numbers)) == ({"1": 2}, ["a,b"])
+    assert settings(found.command) == ['data.label="1"', 'data.attributes=["a,b"]']
+    assert folder("train", data=tmp_path / "b", label="1", attributes=("a,b",)).classes == ("blue", "red")
+    found = table(tmp_path / "d", "part", "1", "2", "1", "2")  # whole numbers could be either, and are said as both
+    assert (found.kinds, found.numbers, settings(found.command)) == (
+        {"part": 2},
+        {"part": (1, 2)},
+        ["data.attributes=part"],
+    )
+    found = table(tmp_path / "c", "name,text", "one,", "two,", "three,", "four,")  # captions, all of them empty
+    assert (found.captions, found.kinds, found.numbers, settings(found.command)) == (0, {}, {}, [])
+
+
+def test_a_class_of_folders_is_not_given_up_for_a_table(tmp_path):
+    """A table counts only if it is asked for a column; where that would take the folders' classes, it is not."""
+    for kind in ("cat", "dog"):
+        for i in range(4):
+            put(tmp_path / kind / f"{i}.png", noise(4, 4))
+    rows = [f"{kind}/{i}.png,{i / 4}" for kind in ("cat", "dog") for i in range(4)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,hue", *rows]))
+    found = survey(tmp_path)
+    assert (found.classes, found.numbers) == ({"cat": 4, "dog": 4}, {"hue": (0, 0.75)})
+    assert settings(found.command) == []

@@ -28,7 +28,7 @@ from inkdrop.bundle import load
 from inkdrop.codec import load_codec
 from inkdrop.core.ask import Ask
 from inkdrop.core.cond import Cond
-from inkdrop.errors import BadArgument, BadCheckpoint, MissingExtra
+from inkdrop.errors import BadArgument, BadCheckpoint, InkdropError, MissingExtra
 from inkdrop.generate import sample
 from inkdrop.hub.config import Config
 from inkdrop.hub.fetch import located, patterns
@@ -368,6 +368,22 @@ def test_an_autoencoder_is_read_as_one_to_train_in(tmp_path: Path) -> None:
     assert codec.latent_shape == (4, 8, 8)
     with pytest.raises(BadArgument, match="is an autoencoder alone, which is not sampled"):
         run("read", str(tmp_path / "vae"), "--out", str(tmp_path / "no"), "--steps", "3")
+
+
+@pytest.mark.long
+def test_what_cannot_be_sampled_is_not_written(tmp_path: Path) -> None:
+    """A sampler, a grid and their steps are built, and run on nothing, before the checkpoint is there."""
+    with quietly():
+        pipelines.ddim(timestep_spacing="trailing").save_pretrained(tmp_path / "theirs")
+    for how, words in (
+        (("--sampler", "foo"), "samplers: unknown name 'foo'"),
+        (("--grid", "foo"), "grids: unknown name 'foo'"),
+        (("--sampler", "restart"), "which is one of the combinators"),
+        (("--steps", "100000"), "steps: got 100000, need at most"),
+    ):
+        with pytest.raises(InkdropError, match=words):
+            run("read", str(tmp_path / "theirs"), "--out", str(tmp_path / "made"), *how)
+        assert not (tmp_path / "made").exists()
 
 
 def test_an_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from albums import KINDS, NAMES, SHAPE, album, codec_folder, pictured, shaken_ru
 from inkdrop import editing, picture, said
 from inkdrop.bundle import load, locate
 from inkdrop.cli import main
+from inkdrop.codec import load_codec
 from inkdrop.edit.pairs import middle_hole
 from inkdrop.evals.likelihood import Settings, likelihood
 from inkdrop.evals.stream import subset
@@ -24,7 +25,7 @@ from inkdrop.find import Part
 from inkdrop.generate import sample
 from inkdrop.inputs import read_picture
 from inkdrop.plan import Plan
-from inkdrop.recipe import open_data
+from inkdrop.recipe import dump, open_data
 
 pytestmark = pytest.mark.app
 
@@ -105,6 +106,39 @@ def test_without_words_it_is_the_trainers_preview(runs, inkdrop):
     assert record["classes"] == [KINDS[examples.labels[i % len(examples.labels)]] for i in range(16)]
     rows = [examples.attributes[i % len(examples.attributes)] for i in range(16)]
     assert record["attributes"] == [dict(zip(NAMES, row, strict=True)) for row in rows]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["words", "small", "hole"])
+def test_what_is_said_to_come_next_runs(name, runs, inkdrop, tmp_path):
+    """After a training: with a picture, and a mask, where the model starts from them."""
+    (tmp_path / "recipe.json").write_text(json.dumps(dump(load(runs / name).recipe)))
+    Image.new("RGB", (8, 8), (200, 30, 90)).save(tmp_path / "PICTURE.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "MASK.png")
+    out, _ = inkdrop("train", "recipe.json", "--out", "run")
+    [line] = [line for line in out.splitlines() if line.startswith("next:")]
+    words = [f"{word}.png" if word in ("PICTURE", "MASK") else word for word in line.split()[2:]]
+    inkdrop(*words, "--out", "drawn")
+    record = record_of("drawn")
+    assert (record["images"] is None, record["mask"] is None) == (name == "words", name != "hole")
+
+
+@pytest.mark.long
+def test_a_class_to_steer_away_from_is_said_by_name_too(runs, inkdrop):
+    for name in (1, KINDS[1], 2):
+        inkdrop("sample", runs / "words", "--guidance", 3, "--set", f"cfg.negative={name}", "-n", 3, "--out", name)
+    assert all(map(np.array_equal, images_of("1"), images_of(KINDS[1])))
+    assert not all(map(np.array_equal, images_of("1"), images_of("2")))
+    assert record_of(KINDS[1])["plan"]["guide"][-1]["knobs"]["negative"] == 1
+
+
+def test_an_autoencoder_is_shown_as_one(runs, inkdrop):
+    shown = dict(line.split(maxsplit=1) for line in inkdrop("show", runs / "codec")[0].splitlines() if line.strip())
+    codec = load_codec(runs / "codec")
+    assert shown["shape"].split() == ["3", "×", "8", "×", "8"]
+    assert shown["latents"].split() == ["2", "×", "4", "×", "4"]
+    assert shown["parameters"].strip() == f"{sum(p.numel() for p in codec.parameters()):,}"
+    assert shown["net"].startswith("autoencoder(latent=2")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {**TWO, "image": 2, "augment": True, "attributes": 3, "resample": "residual", "patch": 2},
         {**TWO, **OTHERS, "attention": (0, 1), "heads": (2, 4), "middle_groups": 0, "checkpoint": True},
     ],
-    "unet_latent": [{"features": 6, "length": 5}],
+    "unet_latent": [{"features": 6, "length": 5}, {"attributes": 2, "image": 2, "augment": True, "norm_groups": 8}],
+    "unet_text": [{"attributes": 2, "image": 2, "augment": True, "norm_groups": 4}],
 }
 QUICK = {"affine", "mlp", "unet", "unet_digits", "unet_mnist", "unet_tiny"}  # at every shape, and in the fast tier
 # What a net cannot be made without.

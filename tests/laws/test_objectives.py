@@ -21,7 +21,7 @@ from inkdrop.data.augment import affine, crop, flip
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadCheckpoint, BadShape, UnknownName
 from inkdrop.evals.bound import bound
-from inkdrop.find import ROOMS, Part, Room, build
+from inkdrop.find import Part, build
 from inkdrop.losses import times
 from inkdrop.losses.aware import LossAware
 from inkdrop.losses.hybrid import hybrid
@@ -37,12 +37,6 @@ DRAW = Draw(3, 4, range(ROWS))
 U = DRAW.uniform("time")
 EPS = DRAW.normal(X0.shape, torch.float64)
 ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)  # DDPM, section 4
-
-
-@pytest.fixture(autouse=True)
-def _room_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The room of times, until find.ROOMS names it."""
-    monkeypatch.setitem(ROOMS, "times", Room("losses/times.py", (("u", "schedule"),)))
 
 
 class Odd(nn.Module):

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from inkdrop.data.store import unsafe
 from inkdrop.errors import BadData
 
-__all__ = ["TABLES", "Columns", "Row", "read_table"]
+__all__ = ["FILE", "LABEL", "TABLES", "TEXT", "Columns", "Row", "read_lines", "read_table"]
 
 TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv")
 
-_FILE = ("file_name", "filename", "file", "image", "path")
-_LABEL = ("label", "class", "category")
-_TEXT = ("text", "caption")
+FILE = ("file_name", "filename", "file", "image", "path")
+LABEL = ("label", "class", "category")
+TEXT = ("text", "caption")
+"""What the columns that are read are called, the first that is there."""
 
 
 class Columns(NamedTuple):
@@ -67,19 +68,27 @@ def read_table(data: bytes, name: str, columns: Columns | None = None) -> list[R
         BadData: a column asked for that is not there, or an attribute that is no finite number; not such a table, a
             file named twice, or a name that leads outside; the line is named.
     """
-    try:
-        content = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadData(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    lines = _json_lines(content, name) if name.endswith(".jsonl") else _csv_lines(content, name)
     rows: dict[str, Row] = {}
-    for where, line in lines:
-        plain = {key.strip().lower(): value for key, value in line.items() if isinstance(key, str)}
-        row = _row(where, plain, columns or Columns())
+    for where, line in read_lines(data, name):
+        row = _row(where, line, columns or Columns())
         if row.file in rows:
             raise BadData(f"{where}: {row.file} is named twice, first in {rows[row.file].where}")
         rows[row.file] = row
     return list(rows.values())
+
+
+def read_lines(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of such a table as they are: where each is, for messages, and its cells by column, in small letters.
+
+    Raises:
+        BadData: not UTF-8, not JSON lines or not CSV.
+    """
+    try:
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    for where, line in _json_lines(content, name) if name.endswith(".jsonl") else _csv_lines(content, name):
+        yield where, {key.strip().lower(): value for key, value in line.items() if isinstance(key, str)}
 
 
 def _json_lines(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,16 +118,16 @@ def _csv_lines(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row(where: str, line: dict[str, Any], columns: Columns) -> Row:
-    file = _cell(line, _FILE)
+    file = _cell(line, FILE)
     if not isinstance(file, str) or not file.strip():
-        raise BadData(f"{where}: no file name; need a column file_name (or {', '.join(_FILE[1:])})")
+        raise BadData(f"{where}: no file name; need a column file_name (or {', '.join(FILE[1:])})")
     reason = unsafe(file)
     if reason is not None:
         raise BadData(f"{where}: got {file!r}, {reason}; need a name relative to the table's folder")
     for column in (*([columns.label] if columns.label else []), *columns.attributes):
         if column.lower() not in line:
             raise BadData(f"{where}: no column {column!r}; there are {', '.join(line)}")
-    label, text = _cell(line, (columns.label.lower(),) if columns.label else _LABEL), _cell(line, _TEXT)
+    label, text = _cell(line, (columns.label.lower(),) if columns.label else LABEL), _cell(line, TEXT)
     if isinstance(label, bool) or not isinstance(label, str | int | None):
         raise BadData(f"{where}: got the label {label!r}, need a string or a whole number")
     if not isinstance(text, str | None):

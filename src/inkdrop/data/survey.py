@@ -7,12 +7,13 @@ import shlex
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from inkdrop.data.columns import settings_for, table_of
 from inkdrop.data.folder import HOLDOUT, divide
 from inkdrop.data.form import Wish, infer, listing, suggested_size
 from inkdrop.data.idx import idx, idx_files, read_idx
@@ -42,6 +43,9 @@ class Survey:
         notes: what a person should know, one line each.
         command: how to train on it; "" if that is refused.
         reason: why training is refused, and what to do; "" if it is not.
+        captions: how many rows of its table have a caption.
+        kinds: column of the table -> how many values, of those that can be the class by --set data.label=COLUMN.
+        numbers: column of the table -> (least, greatest), of those that can be attributes.
     """
 
     path: str
@@ -57,6 +61,9 @@ class Survey:
     notes: tuple[str, ...]
     command: str
     reason: str
+    captions: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def text(self) -> str:
         """The survey as lines for a terminal; every unreadable file has one."""
@@ -69,6 +76,7 @@ class Survey:
         lines += (
             [f"  classes     {len(self.classes)} ({named}{', …' if len(self.classes) > 20 else ''})"] if named else []
         )
+        lines += self._table()
         lines += [f"  splits      {', '.join(f'{name}: {count:,}' for name, count in self.splits.items())}"]
         if self.duplicates:
             groups = "; ".join(" = ".join(group[:4]) for group in self.duplicates[:5])
@@ -79,6 +87,14 @@ class Survey:
         return "\n".join(
             [*lines, f"to train: {self.command}" if self.command else f"cannot be trained on: {self.reason}"]
         )
+
+    def _table(self) -> list[str]:
+        """The lines about its table."""
+        kinds = ", ".join(f"{name} ({count} values)" for name, count in self.kinds.items())
+        numbers = ", ".join(f"{name} ({low:.4g} to {high:.4g})" for name, (low, high) in self.numbers.items())
+        lines = [f"  captions    {self.captions:,} of {self.total:,}"] if self.captions else []
+        lines += [f"  as class    {kinds}: --set data.label=COLUMN"] if kinds else []
+        return lines + ([f"  numbers     {numbers}: --set data.attributes=COLUMN,..."] if numbers else [])
 
 
 def survey(path: Path) -> Survey:
@@ -103,6 +119,7 @@ def survey(path: Path) -> Survey:
         looks, problems = _look(store, [entry.file for entry in layout.entries])
     splits = {name: rows for name in ("train", "test") if (rows := _rows(layout, name, path))}
     labels = Counter(entry.label for entry in layout.entries)
+    table = table_of(store)
     duplicates = _groups((look.digest, file) for file, look in looks.items())
     result = Survey(
         path=str(path),
@@ -118,8 +135,12 @@ def survey(path: Path) -> Survey:
         notes=(*_notes(layout, looks), *_crossing(duplicates, layout, splits)),
         command="",
         reason=reason,
+        captions=sum(entry.text is not None for entry in layout.entries),
+        kinds=table.kinds,
+        numbers=table.numbers,
     )
-    return result if reason else _judged(result, layout, [look.header for look in looks.values()], list(looks), path)
+    told = [] if reason else settings_for(table, store, layout, splits.get("train", []))
+    return result if reason else _judged(result, layout, looks, path, told)
 
 
 class _Look(NamedTuple):
@@ -146,8 +167,9 @@ def _look(store: Store, files: Sequence[str]) -> tuple[dict[str, _Look], list[Pr
     return looks, problems
 
 
-def _judged(result: Survey, layout: Layout, headers: list[Header], files: list[str], path: Path) -> Survey:
+def _judged(result: Survey, layout: Layout, looks: dict[str, _Look], path: Path, told: Sequence[str]) -> Survey:
     """The survey with the command that trains on it, or the reason why none does."""
+    headers = [look.header for look in looks.values()]
     command = f"inkdrop train folder --data {shlex.quote(str(path))}"
     if result.unreadable:
         return replace(result, reason=f"{len(result.unreadable)} files cannot be read; remove or mend them")
@@ -163,11 +185,12 @@ def _judged(result: Survey, layout: Layout, headers: list[Header], files: list[s
         (Wish((side, side), "crop"), f" --set data.resize=crop --set data.size={side}"),
     ):
         try:
-            infer(headers, files, wish, path)
+            infer(headers, list(looks), wish, path)
         except (BadData, BadArgument) as error:
             reason = reason or str(error)
         else:
-            return replace(result, command=command + options)
+            tail = "".join(f" --set {shlex.quote(setting)}" for setting in told)
+            return replace(result, command=command + options + tail)
     return replace(result, reason=reason)
 
 

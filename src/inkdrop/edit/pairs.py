@@ -30,6 +30,8 @@ class Pair(NamedTuple):
         make: (x0 (B, C, H, W), draw) -> (B, C', H, W): the conditions of clean pictures, for training.
         given: (pictures (B, C, h, w) or (B, C, H, W), masks (B, 1, H, W) bool or None) -> (B, C', H, W): of a user's.
         masked: whether it takes a mask: True where a pixel is kept.
+        paste: (conditions (B, C', H, W), samples (B, C, H, W)) -> the samples with the pixels that are kept; None where
+            none are.
     """
 
     channels: int
@@ -37,6 +39,7 @@ class Pair(NamedTuple):
     make: Callable[[Tensor, Draw], Tensor]
     given: Callable[[Tensor, Tensor | None], Tensor]
     masked: bool = False
+    paste: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def lowres(shape: tuple[int, ...], *, factor: int = 4) -> Pair:
@@ -133,7 +136,10 @@ def hole(shape: tuple[int, ...], *, least: float = 0.25, most: float = 0.75) -> 
             raise BadArgument("image: this model fills holes; give a mask too (--mask, white where pixels are kept)")
         return cut(pictures, masks.to(pictures.device))
 
-    return Pair(channels + 1, (channels, height, width), make, given, masked=True)
+    def paste(condition: Tensor, x: Tensor) -> Tensor:
+        return torch.where(condition[:, channels:] > 0, condition[:, :channels].to(x), x)
+
+    return Pair(channels + 1, (channels, height, width), make, given, masked=True, paste=paste)
 
 
 def middle_hole(count: int, shape: tuple[int, ...]) -> Tensor:

@@ -116,7 +116,10 @@ def read(
     kind = _kind(folder)
     scheduler = folder.of("scheduler") / "scheduler_config.json"
     if not index and not scheduler.is_file():
-        raise BadCheckpoint(f"{path}: has neither {_INDEX} nor scheduler_config.json, which says what the net predicts")
+        raise BadCheckpoint(
+            f"{path}: has neither {_INDEX} nor scheduler_config.json, which says what the net predicts; "
+            "copy its pipeline's scheduler/scheduler_config.json into it"
+        )
     reading = read_scheduler(read_json(scheduler), plan=plan)
     length = _length(folder, kind)
     net = _net(folder, size, length)

@@ -113,7 +113,7 @@ def _same(knob: str, values: Iterable[Value]) -> Value:
     if len(found) != 1:
         raise BadCheckpoint(
             f"hub write: net.{knob} is {', '.join(map(str, found))} in different layers, and diffusers has but one; "
-            "set it when the net is made"
+            f"train one with --set net.{knob}={found[0]}"
         )
     return found[0]
 

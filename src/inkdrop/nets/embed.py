@@ -271,11 +271,12 @@ class Context(nn.Module):
         for name in cond.present:
             if name not in self.takes:
                 knob = {"label": "classes", "vec": "attributes", "image": "image", "text": "vocabulary"}[name]
-                hint = f"try {knob}=n when the net is made, or cond without it"
+                hint = f"make the net with {knob}=n (--set net=unet takes all), or leave it out"
                 raise BadArgument(f"net cond: got {name}, this net takes {', '.join(self.takes) or 'none'}; {hint}")
         if cond.image_t is not None and self.augment is None:
             raise BadArgument(
-                "net cond: got image_t, but this net is not told how noisy its image is; try augment=true"
+                "net cond: got image_t, but this net is not told how noisy its image is; "
+                "try augment=true (--set net.augment=true)"
             )
         if len(cond) != rows:
             raise BadShape(f"net cond: got {len(cond)} rows, need {rows}, one for each row of x")

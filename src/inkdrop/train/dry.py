@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from inkdrop.recipe import Recipe
+from inkdrop.train.loop import check_latents
 from inkdrop.train.trainer import Trainer
 
 __all__ = ["dry_run", "peak_memory"]
@@ -28,6 +29,7 @@ def dry_run(recipe: Recipe, device: str = "cpu", *, trust: bool = False) -> dict
     Raises:
         InkdropError: whatever training would have raised at its start.
     """
+    check_latents(recipe)
     trainer = Trainer(recipe, None, device=device, trust=trust)
     parameters = sum(p.numel() for p in trainer.denoiser.parameters())
     fixed = _held(trainer) + _bytes(trainer.denoiser.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,9 @@ from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, open_data
 
 __all__ = ["Feed"]
+
+_READ = 1_000_000
+"""The most captions that a vocabulary is learned from."""
 
 EXAMPLES = 16
 """How many held-out captions and attributes a model keeps, to be sampled with unless it is told others."""
@@ -60,7 +64,7 @@ class Feed:
             raise BadArgument(f"train: {self.data.source} holds no samples")
         self.reader: Reader | None = None if known is None else known.reader
         self._cut = False
-        texts = [text for text in self._texts(self.data) if text]
+        texts = list(itertools.islice((text for text in self._texts(self.data) if text), _READ))
         if recipe.text is not None and not texts:
             raise BadArgument(f"text: {self.data.source} has no captions to read; leave text out (--set text=none)")
         if recipe.text is not None and self.reader is None:
@@ -152,17 +156,23 @@ class Feed:
         return Examples(texts, vec, () if told.label is None else tuple(told.label.tolist()))
 
     def told(self, count: int) -> Told:
-        """What a preview says besides the model's own examples: the pictures of those, and their classes.
+        """What a preview says: nothing, or the pictures of the samples that it is looked at with and all about them.
 
         Of pictures with holes the middle is to be filled in.
         """
         if self.pair is None:
             return Told()
-        data, rows = self._shown()
-        x0, cond = data.take([rows[i % len(rows)] for i in range(count)])
-        label = None if cond is None or cond.label is None else cond.label.tolist()
-        mask = middle_hole(count, self.data.shape) if self.pair.masked else None
-        return Told(label, image=x0, mask=mask)
+        data, shown = self._shown()
+        rows = [shown[i % len(shown)] for i in range(count)]
+        x0, cond = data.take(rows)
+        cond, names = cond or Cond(), getattr(self.data, "attributes", ())
+        return Told(
+            None if cond.label is None else cond.label.tolist(),
+            None if self.reader is None else [self._texts(data)[row] or "" for row in rows],
+            None if cond.vec is None else [dict(zip(names, row, strict=True)) for row in cond.vec.tolist()],
+            x0,
+            middle_hole(count, self.data.shape) if self.pair.masked else None,
+        )
 
     def given_to(self, bundle: Bundle) -> Bundle:
         """The bundle with what this feed knows of conditions."""

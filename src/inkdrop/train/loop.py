@@ -16,7 +16,7 @@ from inkdrop.train.record import begin_record, go_on_record, note_progress, writ
 from inkdrop.train.state import prune
 from inkdrop.train.trainer import Heard, Trainer, silent
 
-__all__ = ["choose", "fit", "resume"]
+__all__ = ["check_latents", "choose", "fit", "resume"]
 
 
 def choose(
@@ -83,6 +83,7 @@ def fit(
     if out.exists() and (not out.is_dir() or any(p.name not in _UNBEGUN for p in out.iterdir())):
         raise BadArgument(f"{out}: is not an empty folder; choose another --out")
     _check_limits(max_steps, max_time)
+    check_latents(made)
     trainer = Trainer(made, out, heard, device, trust=trust)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,20 @@ def fit(
 
 _UNBEGUN = ("run.json", ".run.json.part", ".recipe.json.part")
 """What is there of a run that was killed before it began: recipe.json comes last."""
+
+
+def check_latents(recipe: Recipe) -> None:
+    """Refuse a plan that bounds x0, of a model of latents, before anything is read.
+
+    Raises:
+        BadArgument: clip or threshold among its guides.
+    """
+    bounds = [part.name for part in recipe.plan.guide if part.name in ("clip", "threshold")]
+    if recipe.codec is not None and bounds:
+        kept = ",".join(part.name for part in recipe.plan.guide if part.name not in bounds) or "none"
+        raise BadArgument(
+            f"{bounds[0]}: got a model of latents, which have no range; train with --set plan.guide={kept}"
+        )
 
 
 def _check_limits(max_steps: int | None, max_time: float | None) -> None:

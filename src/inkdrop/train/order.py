@@ -52,12 +52,15 @@ _last: dict[tuple[int, int, int], np.ndarray] = {}
 
 
 def _permutation(seed: int, epoch: int, total: int) -> np.ndarray:
-    """The order of one epoch; the newest is remembered, as drawing it anew for each update would cost a pass."""
+    """The order of one epoch; the newest two are remembered, as drawing one anew for each update would cost a pass."""
     key = (seed, epoch, total)
-    if key not in _last:
-        _last.clear()
-        _last[key] = generator(seed, _EPOCHS, epoch).permutation(total)
-    return _last[key]
+    order = _last.get(key)
+    if order is None:
+        order = generator(seed, _EPOCHS, epoch).permutation(total)
+        for old in list(_last)[:-1]:  # two, for threads that are on either side of an epoch's end
+            _last.pop(old, None)
+        _last[key] = order
+    return order
 
 
 def learning_rate(update: int, train: Train) -> float:

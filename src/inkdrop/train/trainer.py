@@ -15,6 +15,7 @@ from inkdrop.core.noise import Draw
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
+from inkdrop.find import knobs as knobs_of
 from inkdrop.generate import sample, steps
 from inkdrop.recipe import Recipe, denoiser_of
 from inkdrop.train.ema import Ema
@@ -68,7 +69,9 @@ class Trainer:
         self.feed = Feed(recipe, self.device, known, trust=trust)
         self.data, self.held_out = self.feed.data, self.feed.held_out
         function = find("losses", recipe.loss.name)
-        knobs = check_knobs(recipe.loss.name, function, recipe.loss.knobs)
+        levels = self.data.levels if self.feed.codec is None else None  # latents are continuous
+        own = {"levels": levels} if "levels" in knobs_of(function) else {}
+        knobs = check_knobs(recipe.loss.name, function, {**own, **recipe.loss.knobs})
         self.loss: Callable[..., dict[str, Tensor]] = lambda *args: function(*args, **knobs)
         self.accumulate, self.last = recipe.train.accumulate, recipe.train.steps
         self.log = Log(self.out, tensorboard=recipe.train.tensorboard)
