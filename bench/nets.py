@@ -214,7 +214,7 @@ def compile_(side: Side) -> None:
     from torch._dynamo.utils import counters
     from torch._inductor.utils import fresh_cache
 
-    side.net = torch.compile(side.net)
+    side.net = torch.compile(side.net, dynamic=False)  # for this size, whatever was compiled before
     counters.clear()
     with fresh_cache():
         for name in PASSES:
@@ -436,7 +436,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=[case.name for case in CASES], help="one of the two configs")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, three rounds")
-    parser.add_argument("--out", type=Path, help="a folder for nets.json and nets.md")
+    parser.add_argument("--out", type=Path, help="a folder for nets.json and nets.md; with --only nets-NAME.*")
     return parser.parse_args()
 
 
@@ -467,11 +467,12 @@ def main() -> None:
         command, told = command_of(args), about()
         args.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"command": command, **told, "notes": notes, "cases": found}, indent=1)
-        (args.out / "nets.json").write_text(text + "\n", encoding="utf-8")
+        name = "nets" if args.only is None else f"nets-{args.only.lower()}"
+        (args.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         head = f"# Nets: speed and memory beside UNet2DModel\n\n`{command}`: torch {told['torch']}, diffusers "
         head += f"{told['diffusers']}, {told['threads']} thread, {told['processor']}.\n\n"
         tables = "\n\n".join([*(report(each) for each in found), *notes])
-        (args.out / "nets.md").write_text(f"{head}{tables}\n", encoding="utf-8")
+        (args.out / f"{name}.md").write_text(f"{head}{tables}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -103,8 +103,12 @@ class UNet(nn.Module):
             context = context if self.pool is None else context + self.pool(words.pooled)
         if self.image is not None:
             x = torch.cat([x, self.image(cond, x)], dim=1)
+        if self.patch == 1:
+            y: Tensor = self.head(self._body(self.stem(x), context, words))
+            return y
         high, wide = x.shape[-2:]
-        x = functional.pad(x, (0, -wide % self.patch, 0, -high % self.patch))
+        right, below = ((self.patch - side % self.patch) % self.patch for side in (wide, high))
+        x = functional.pad(x, (0, right, 0, below)) if right or below else x
         h = self._body(self.stem(functional.pixel_unshuffle(x, self.patch)), context, words)
         return functional.pixel_shuffle(self.head(h), self.patch)[..., :high, :wide]
 
