@@ -13,7 +13,8 @@ from inkdrop.bundle import Bundle
 from inkdrop.core.cond import Terms
 from inkdrop.find import Part
 from inkdrop.plan import Plan
-from inkdrop.recipe import Recipe, Train, denoiser_of
+from inkdrop.recipe import Recipe, denoiser_of
+from inkdrop.settings import Train
 
 TIMING = ("seconds", "samples_per_second")  # the fields of stats.jsonl that no two runs share
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -17,10 +17,10 @@ from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadData, InkdropError, UnknownName
 from inkdrop.find import Part, build, check_knobs, find, knobs, parse
 from inkdrop.plan import Plan, change
+from inkdrop.settings import Train
 
 __all__ = [
     "Recipe",
-    "Train",
     "denoiser_of",
     "dump",
     "open_data",
@@ -30,87 +30,6 @@ __all__ = [
     "valid",
     "with_knob",
 ]
-
-
-@dataclass(frozen=True)
-class Train:
-    """How to train.
-
-    Attributes:
-        steps: optimiser updates, ≥ 1.
-        batch: samples an update, ≥ 1.
-        accumulate: micro-batches in which an update is computed one after the other, in [1, batch]: less memory, the
-            same numbers. Their sizes differ by one sample at most; if memory runs out, it doubles by itself.
-        lr: AdamW's peak learning rate, > 0.
-        warmup: updates of linear rise to lr.
-        decay: "cosine" falls from lr to lr·final over the run; "constant" stays.
-        final: the share of lr that is left at the end of cosine decay, in [0, 1].
-        weight_decay: AdamW's, ≥ 0.
-        betas: AdamW's.
-        clip_grad: the greatest norm of the gradient, > 0.
-        ema: the decay of the weights' moving average, in [0, 1); warmed up as (1 + n)/(10 + n).
-        null_rate: the share of rows whose class, attributes and text are dropped, for classifier-free guidance, in
-            [0, 1); an image condition stays.
-        augment: the latest time to which an image condition is noised while training, in [0, 1); each row's is uniform
-            on [0, augment], and the net is told it (its knob augment=true). 0 leaves images as they are.
-        precision: "float32", or "bfloat16" or "float16": the net's layers run in it while training (autocast), the
-            weights, the average and the optimiser stay float32. Faster where the processor has such instructions;
-            float16 with a factor on the loss that adapts itself.
-        seed: of initial weights, data order and noise.
-        log_every: updates between lines of stats.jsonl.
-        preview_every: updates between sample grids and held-out losses.
-        save_every: updates between checkpoints.
-        keep: how many of the newest checkpoints stay.
-        skips: updates in a row that are skipped as their loss or gradient is not finite, ≥ 1; the last of them takes
-            the run back to its last good checkpoint, with half the learning rate.
-        rollbacks: how often the run may go back before it gives up, ≥ 0.
-        tensorboard: write what stats.jsonl holds for TensorBoard too, into the run's folder tensorboard/.
-    """
-
-    steps: int = 10_000
-    batch: int = 128
-    accumulate: int = 1
-    lr: float = 1e-3
-    warmup: int = 100
-    decay: str = "cosine"
-    final: float = 0.0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip_grad: float = 1.0
-    ema: float = 0.999
-    null_rate: float = 0.1
-    augment: float = 0.0
-    precision: str = "float32"
-    seed: int = 0
-    log_every: int = 10
-    preview_every: int = 500
-    save_every: int = 1000
-    keep: int = 2
-    skips: int = 5
-    rollbacks: int = 3
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        for need, (fits, names) in _RULES.items():
-            for name in names:
-                if not fits(got := getattr(self, name)):
-                    raise BadArgument(f"train.{name}: got {got}, need {need}")
-        if not 1 <= self.accumulate <= self.batch:
-            raise BadArgument(f"train.accumulate: got {self.accumulate}, need 1 to train.batch, which is {self.batch}")
-
-
-_RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "at least 1": (lambda v: v >= 1, ("steps", "batch", "log_every", "preview_every", "save_every", "keep", "skips")),
-    "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay", "rollbacks")),
-    "more than 0": (lambda v: v > 0, ("lr", "clip_grad")),
-    "a number in [0, 1)": (lambda v: 0 <= v < 1, ("ema", "null_rate", "augment")),
-    "a number in [0, 1]": (lambda v: 0 <= v <= 1, ("final",)),
-    "two numbers in [0, 1)": (lambda v: all(0 <= beta < 1 for beta in v), ("betas",)),
-    "cosine or constant": (lambda v: v in ("cosine", "constant"), ("decay",)),
-    "float32, bfloat16 or float16": (lambda v: v in ("float32", "bfloat16", "float16"), ("precision",)),
-    "an integer in [0, 2^63)": (lambda v: 0 <= v < 2**63, ("seed",)),
-}
-"""What the fields of Train must be, and how to test it."""
 
 
 @dataclass(frozen=True)

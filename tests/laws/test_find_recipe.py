@@ -25,7 +25,8 @@ from inkdrop.find import ROOMS, Part, build, check_knobs, find, knobs, listing, 
 from inkdrop.generate import sample, steps
 from inkdrop.model import Plain
 from inkdrop.plan import Plan, change, grid_of, sampling
-from inkdrop.recipe import Recipe, Train, dump, read, set_knobs
+from inkdrop.recipe import Recipe, dump, read, set_knobs
+from inkdrop.settings import Train
 from specimens import schedule_of, target_of
 
 FINDABLES = [(room, name) for room in ROOMS for name in names(room)]

@@ -27,8 +27,9 @@ from inkdrop.generate import parts_of, sample, steps
 from inkdrop.latent import inside
 from inkdrop.model import Plain
 from inkdrop.plan import Plan
-from inkdrop.recipe import Recipe, Train, denoiser_of
+from inkdrop.recipe import Recipe, denoiser_of
 from inkdrop.screen import Screen
+from inkdrop.settings import Train
 from inkdrop.train.classifier import fit_classifier
 
 NET = Part("unet", {"width": 4, "multipliers": [1], "blocks": 1, "middle_attention": False})

@@ -26,7 +26,8 @@ from inkdrop.core.cond import Cond
 from inkdrop.core.noise import Draw, Keyed, generator
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropWarning
 from inkdrop.find import Part
-from inkdrop.recipe import Train, open_data
+from inkdrop.recipe import open_data
+from inkdrop.settings import Train
 from inkdrop.train.ema import Ema
 from inkdrop.train.guard import NotFinite
 from inkdrop.train.interrupt import hold_interrupts

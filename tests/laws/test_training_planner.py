@@ -14,7 +14,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from inkdrop.find import Part
-from inkdrop.recipe import Recipe, Train
+from inkdrop.recipe import Recipe
+from inkdrop.settings import Train
 from inkdrop.train.dry import dry_run
 from inkdrop.train.trainer import Trainer
 from runs import digits, points

@@ -17,7 +17,8 @@ import torch
 from inkdrop.bundle import checkpoints, load, locate
 from inkdrop.errors import BadArgument, BadData, Diverged
 from inkdrop.find import Part
-from inkdrop.recipe import Train, open_data
+from inkdrop.recipe import open_data
+from inkdrop.settings import Train
 from inkdrop.train.ema import Ema
 from inkdrop.train.guard import NotFinite, offenders
 from inkdrop.train.interrupt import hold_interrupts

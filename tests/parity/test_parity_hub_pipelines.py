@@ -23,7 +23,8 @@ from inkdrop.generate import sample
 from inkdrop.hub.read import read, read_codec
 from inkdrop.hub.write import write
 from inkdrop.plan import Plan
-from inkdrop.recipe import Recipe, Train, denoiser_of
+from inkdrop.recipe import Recipe, denoiser_of
+from inkdrop.settings import Train
 from pipelines import perturbed, quietly, silent
 
 pytestmark = pytest.mark.long  # left out of the fast tier

@@ -34,7 +34,8 @@ from inkdrop.hub.schedule import denoiser_with
 from inkdrop.nets.unet import UNet
 from inkdrop.plan import Plan, add_guide
 from inkdrop.reader import Reader, reader_of
-from inkdrop.recipe import Recipe, Train
+from inkdrop.recipe import Recipe
+from inkdrop.settings import Train
 
 __all__ = ["PIPELINES", "read", "read_any", "read_codec"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from inkdrop.find import Part
-from inkdrop.recipe import Recipe, Train
+from inkdrop.recipe import Recipe
+from inkdrop.settings import Train
 
 __all__ = ["folder"]
 

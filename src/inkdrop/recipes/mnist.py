@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from inkdrop.find import Part
 from inkdrop.plan import Plan
-from inkdrop.recipe import Recipe, Train
+from inkdrop.recipe import Recipe
+from inkdrop.settings import Train
 
 __all__ = ["mnist"]
 

@@ -19,7 +19,8 @@ from inkdrop.core.noise import Draw
 from inkdrop.errors import BadArgument, BadData, Diverged
 from inkdrop.find import Part
 from inkdrop.nets.autoencoder import Autoencoder, Moments
-from inkdrop.recipe import Train, open_data
+from inkdrop.recipe import open_data
+from inkdrop.settings import Train
 from inkdrop.train.adversary import FeatureMaps, PatchGAN, adaptive_weight, hinge, maps_of, perceptual
 from inkdrop.train.ema import Ema
 from inkdrop.train.order import learning_rate, rows_of

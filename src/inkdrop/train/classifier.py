@@ -16,7 +16,8 @@ from inkdrop.core.dataset import Data
 from inkdrop.core.forward import diffuse
 from inkdrop.core.noise import Draw
 from inkdrop.errors import BadArgument, BadData, Diverged
-from inkdrop.recipe import Recipe, Train, open_data
+from inkdrop.recipe import Recipe, open_data
+from inkdrop.settings import Train
 from inkdrop.train.held_out import BANDS
 from inkdrop.train.order import learning_rate, rows_of
 from inkdrop.train.trainer import device_of

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from inkdrop.core.noise import generator
-from inkdrop.recipe import Train
+from inkdrop.settings import Train
 
 __all__ = ["learning_rate", "rows_of", "shares"]
 

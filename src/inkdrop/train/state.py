@@ -14,7 +14,7 @@ from torch import Tensor
 from inkdrop.bundle import checkpoints, read_manifest, save
 from inkdrop.errors import BadCheckpoint, InkdropWarning
 from inkdrop.files import load_weights, remove_folder
-from inkdrop.recipe import Train
+from inkdrop.settings import Train
 from inkdrop.train.guard import Guard
 from inkdrop.train.loss_scale import LossScale
 
