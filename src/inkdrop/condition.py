@@ -124,36 +124,46 @@ def cond_of(model: Model, count: int, told: Told, *, first: int = 0) -> Cond | N
 
 
 def as_said(model: Model, count: int, told: Told) -> Cond | None:
-    """The condition of `count` images of which this is said, and nothing else; None where that is nothing.
+    """The condition of `count` images of which this is said, and null in the rest; None for a model that takes none.
+
+    Every field that the model takes is there, so that any two conditions of it can be asked about at once.
 
     Raises:
         BadArgument, BadShape, UnknownName: as `cond_of`.
     """
-    labels = None if told.label is None else labels_of(told.label, count, model.classes)
-    vec = None if told.attributes is None else _vec(model, count, told.attributes)
-    text, mask = (None, None) if told.text is None else _text(model, count, told.text)
-    _check_said(model, {"class": labels, "attributes": vec, "text": text})
-    image = _image(model.pair, count, told.image, told.mask, model.shape)
-    cond = Cond(label=labels, vec=vec, text=text, text_mask=mask, image=image)
+    takes = {"label": model.classes, "vec": model.attributes, "text": model.reader is not None}
+    said = {"label": told.label, "vec": told.attributes, "text": told.text}
+    unsaid = [name for name, there in takes.items() if there and said[name] is None]
+    label = 0 if "label" in unsaid else told.label
+    vec = dict.fromkeys(model.attributes, 0.0) if "vec" in unsaid else told.attributes
+    text, mask = _text(model, count, "" if "text" in unsaid else told.text)
+    whole = Cond(
+        label=labels_of(label, count, model.classes),
+        vec=_vec(model, count, vec),
+        text=text,
+        text_mask=mask,
+        image=_image(model.pair, count, told.image, told.mask, model.shape),
+    )
+    if unsaid and not model.guidable:
+        raise _unknown_null(model, unsaid[0])
+    cond = whole.null(only=unsaid) if unsaid else whole
     if told.negative is not None:
         other, seen = _text(model, count, told.negative, "negative")
-        dropped = [name for name in cond.present if name not in ("image", "text")]
-        away = cond.null(only=dropped) if dropped else cond
+        others = [name for name in whole.present if name not in ("image", "text")]
+        away = whole.null(only=others) if others else whole
         cond = replace(cond, against=replace(away, text=other, text_mask=seen))
     return cond if cond.present else None
 
 
-def _check_said(model: Model, said: Mapping[str, Tensor | None]) -> None:
-    """Refuse to leave something unsaid to a model that was never trained without it."""
-    known_of = {"class": model.classes, "attributes": model.attributes, "text": ()}
-    for name, part in said.items():
-        takes = known_of[name] or (name == "text" and model.reader is not None)
-        if takes and part is None and not model.guidable:
-            known = f": {', '.join(known_of[name])}" if known_of[name] else ""
-            raise BadArgument(
-                f"{name}: this model was trained without dropped conditions (train.null_rate=0), so it must be told "
-                f"one; give {name if name == 'attributes' else f'a {name}'}{known}"
-            )
+def _unknown_null(model: Model, name: str) -> BadArgument:
+    """What to say where a field is left unsaid to a model that was never trained without it."""
+    what, known = {"label": ("class", model.classes), "vec": ("attributes", model.attributes), "text": ("text", ())}[
+        name
+    ]
+    return BadArgument(
+        f"{what}: this model was trained without dropped conditions (train.null_rate=0), so it must be told one; "
+        f"give {what if name == 'vec' else f'a {what}'}{': ' if known else ''}{', '.join(known)}"
+    )
 
 
 def _examples(model: Model, count: int, first: int) -> dict[str, Any]:
@@ -198,8 +208,10 @@ def _each(what: str, many: str, given: Any, count: int, single: type | tuple[typ
     return each
 
 
-def _vec(model: Model, count: int, given: Attributes | Sequence[Attributes]) -> Tensor:
+def _vec(model: Model, count: int, given: Attributes | Sequence[Attributes] | None) -> Tensor | None:
     names, out = model.attributes, []
+    if given is None:
+        return None
     if not names:
         raise BadArgument("attributes: got some, but this model takes none; leave them out")
     for each in _each("attributes", "sets", given, count, Mapping):
@@ -226,7 +238,11 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _text(model: Model, count: int, given: str | Sequence[str], what: str = "text") -> tuple[Tensor, Tensor]:
+def _text(
+    model: Model, count: int, given: str | Sequence[str] | None, what: str = "text"
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    if given is None:
+        return None, None
     if model.reader is None:
         raise BadArgument(f"{what}: got {_first(given)!r}, but this model reads none; leave it out")
     each = _each(what, "texts", given, count, str)

@@ -141,14 +141,18 @@ def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, 
     """
     refuse_folder(path, overwrite)
     cond = cond_of(bundle, len(x), told_of(bundle, said, len(x))) or Cond()
-    names = bundle.attributes
+    names, heard = bundle.attributes, [name for name in cond.present if not bool(cond.null_rows(name).all())]
     record = {
         "seed": seed,
         "count": len(x),
-        "classes": None if cond.label is None else [bundle.classes[i] for i in cond.label.tolist()],
-        "texts": None if cond.text is None else each(said.text or bundle.examples.texts, len(x)),
+        "classes": None
+        if cond.label is None or "label" not in heard
+        else [bundle.classes[i] for i in cond.label.tolist()],
+        "texts": None if "text" not in heard else each(said.text or bundle.examples.texts, len(x)),
         "negatives": each(said.negative, len(x)),
-        "attributes": None if cond.vec is None else [dict(zip(names, r, strict=True)) for r in cond.vec.tolist()],
+        "attributes": None
+        if cond.vec is None or "vec" not in heard
+        else [dict(zip(names, r, strict=True)) for r in cond.vec.tolist()],
         "images": each([str(picture) for picture in said.image or ()], len(x)),
         "mask": None if said.mask is None else str(said.mask),
         "plan": dump(bundle.recipe)["plan"],

@@ -326,7 +326,8 @@ def test_what_is_not_said_beside_something_is_null(said):
     pair = lowres(SHAPE, factor=4) if "image" in said else None
     told = Told(**{name: noise(3, *SHAPE) if name == "image" else value for name, value in said.items()})
     cond = cond_of(whole(guidable=True, pair=pair), 3, told)
-    assert cond.present == tuple({"attributes": "vec"}.get(name, name) for name in said)
+    kept = {"attributes": "vec"}.get(*said, next(iter(said)))
+    assert [name for name in cond.present if not cond.null_rows(name).all()] == [kept]
     with pytest.raises(
         BadArgument, match=r"this model was trained without dropped conditions .*so it must be told one"
     ):
@@ -480,6 +481,18 @@ def test_what_a_mask_keeps_is_kept_to_the_bit(kind, pictures, codec):
     assert torch.equal(last.x[where], x[where])
 
 
+def test_what_is_steered_away_from_need_not_be_of_the_kind_that_is_said(pictures):
+    """At w = 0 guidance asks the negative alone: a negative prompt beside a class is that prompt without a class, and a
+    negative class beside a prompt is that class without a prompt."""
+    model = untrained(pictures, label=True, text=True, attributes=True)
+    for told in ({"label": 1}, {"text": "a"}, {"attributes": {"hue": 0.5, "size": 0.0}}, {}):
+        prompt = sample(model, 3, negative="a red", guidance=0.0, **told)
+        assert_close(prompt, sample(model, 3, text="a red", guidance=1.0), rtol=1e-5, atol=1e-5)
+        other = sample(model, 3, guide=(Part("cfg", {"scale": 0.0, "negative": 2}),), **told)
+        assert_close(other, sample(model, 3, label=2, guidance=1.0), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(prompt, other, atol=1e-2)
+
+
 def test_guidance_of_a_net_without_a_null_is_refused_with_what_can_be_done(pictures):
     """One of ours can be trained again; one that was read from elsewhere cannot."""
     model = untrained(pictures, label=True)
@@ -499,7 +512,9 @@ def test_an_edit_is_told_what_is_said_and_nothing_else(pictures):
     vec = {"hue": 0.5, "size": 0.0}
     for how, kept in (({"label": 1}, "label"), ({"text": "a red"}, "text"), ({"attributes": vec}, "vec"), ({}, "none")):
         cond = open_session(model, x, "img2img", **how).cond
-        assert cond is None if kept == "none" else cond.present == (kept,)
+        assert cond.present == ("label", "vec", "text")
+        for name in cond.present:
+            assert cond.null_rows(name).tolist() == [name != kept] * 2
     cond = open_session(model, x, "img2img", first=3, label=[0, 2], attributes=vec).cond
     assert cond.label.tolist() == [0, 2]
     assert cond.vec.tolist() == [[0.5, 0.0]] * 2
