@@ -35,6 +35,9 @@ class Train:
         precision: "float32", or "bfloat16" or "float16": the net's layers run in it while training (autocast), the
             weights, the average and the optimiser stay float32. Faster where the processor has such instructions;
             float16 with a factor on the loss that adapts itself.
+        draws: how the numbers behind the times of a batch are drawn: "independent"; "spread" evenly over the batch, so
+            that its mean loss varies less; or "aware", more often where the loss was large, each loss divided by how
+            much more often, which the checkpoints remember.
         seed: of initial weights, data order and noise.
         log_every: updates between lines of stats.jsonl.
         preview_every: updates between sample grids and held-out losses.
@@ -60,6 +63,7 @@ class Train:
     null_rate: float = 0.1
     augment: float = 0.0
     precision: str = "float32"
+    draws: str = "independent"
     seed: int = 0
     log_every: int = 10
     preview_every: int = 500
@@ -86,6 +90,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "a number in [0, 1]": (lambda v: 0 <= v <= 1, ("final",)),
     "two numbers in [0, 1)": (lambda v: all(0 <= beta < 1 for beta in v), ("betas",)),
     "cosine or constant": (lambda v: v in ("cosine", "constant"), ("decay",)),
+    "independent, spread or aware": (lambda v: v in ("independent", "spread", "aware"), ("draws",)),
     "float32, bfloat16 or float16": (lambda v: v in ("float32", "bfloat16", "float16"), ("precision",)),
     "an integer in [0, 2^63)": (lambda v: 0 <= v < 2**63, ("seed",)),
 }

@@ -45,6 +45,7 @@ def gradient(trainer: Trainer) -> dict[str, float]:
         norm = torch.nn.utils.clip_grad_norm_(weights, train.clip_grad)
         fine = torch.isfinite(losses)
         if bool(torch.isfinite(norm) & fine.all()):
+            trainer.draws.hold(losses)
             scale = {} if trainer.scale is None else {"loss_scale": trainer.scale.scale}
             return {**means, "grad_norm": float(norm), **scale}
         if not bool(fine.all()) or trainer.scale is None or not trainer.scale.back_off():

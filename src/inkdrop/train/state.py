@@ -42,6 +42,7 @@ def save_state(trainer: Trainer, path: Path) -> None:
         for index, entry in trainer.optimiser.state_dict()["state"].items()
         for name, value in entry.items()
     }
+    tensors |= {f"draws.{name}": value for name, value in trainer.draws.state_dict().items()}
     progress = {
         "update": trainer.update,
         "seconds": trainer.seconds,
@@ -69,12 +70,14 @@ def load_state(trainer: Trainer, folder: Path) -> None:
         )
     load_weights(trainer.denoiser.net, folder / "raw.safetensors")
     load_weights(trainer.ema.net, folder / "net.safetensors")
-    whole: dict[int, dict[str, Tensor]] = {}
+    whole: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(folder / "state.safetensors").items():
         index, _, name = key.partition(".")
-        whole.setdefault(int(index), {})[name] = value
+        whole.setdefault(index, {})[name] = value
+    trainer.draws.load_state_dict(whole.pop("draws", {}))
     groups = trainer.optimiser.state_dict()["param_groups"]
-    trainer.optimiser.load_state_dict({"state": whole, "param_groups": groups})
+    moments = {int(index): entry for index, entry in whole.items()}
+    trainer.optimiser.load_state_dict({"state": moments, "param_groups": groups})
     progress = _progress(folder)
     trainer.update, trainer.seconds = int(progress["update"]), float(progress["seconds"])
     trainer.looked = int(progress.get("looked", trainer.update))

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from inkdrop.bundle import Bundle
-from inkdrop.core.noise import Draw
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
 from inkdrop.find import knobs as knobs_of
 from inkdrop.generate import sample, steps
 from inkdrop.recipe import Recipe, denoiser_of
+from inkdrop.train.draws import Draws
 from inkdrop.train.ema import Ema
 from inkdrop.train.feed import Feed
 from inkdrop.train.gradient import gradient
@@ -89,6 +89,7 @@ class Trainer:
             weights, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
         )
         self.scale = LossScale() if train.precision == "float16" else None
+        self.draws = Draws(train)
         self.update, self.looked, self.seconds = 0, 0, 0.0
         self.guard, self.history = Guard(), list[dict[str, Any]]()
 
@@ -107,7 +108,7 @@ class Trainer:
             places: of these samples in the whole batch, by which their randomness is keyed; the first ones by default.
         """
         train = self.recipe.train
-        draw = Draw(train.seed, self.update, range(len(rows)) if places is None else places)
+        draw = self.draws.of(self.update, range(len(rows)) if places is None else places)
         x0, cond = self.feed.take(rows, draw, self.denoiser.schedule)
         dropped = [] if cond is None else [name for name in cond.present if name != "image"]
         if cond is not None and dropped and train.null_rate:
@@ -115,7 +116,8 @@ class Trainer:
         self.denoiser.train()
         kind = torch.float16 if train.precision == "float16" else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=train.precision != "float32"):
-            return self.loss(self.denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
+            terms = self.loss(self.denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
+        return self.draws.weighed(draw, terms)
 
     def step(self) -> dict[str, float]:
         """One optimiser update; returns the means of its loss terms, its gradient norm and its learning rate.
@@ -140,6 +142,7 @@ class Trainer:
             group["lr"] = rate
         self.optimiser.step()
         self.ema.update(self.denoiser.net, self.update)
+        self.draws.see(self.update)
         self.update += 1
         self.guard.streak = 0
         if self.scale is not None:
