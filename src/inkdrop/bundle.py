@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from inkdrop.augmentation import Augmentation
 from inkdrop.codec import CARD, Codec, codec_of
 from inkdrop.core.cond import Terms
 from inkdrop.core.schedule import Schedule
@@ -36,7 +37,7 @@ from inkdrop.plan import Plan
 from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, denoiser_of, dump, read, refuse_foreign_code
 
-__all__ = ["Bundle", "checkpoints", "load", "locate", "pair_of", "read_manifest", "save", "terms_of"]
+__all__ = ["Bundle", "checkpoints", "load", "locate", "pair_of", "read_manifest", "save", "shown_of", "terms_of"]
 
 MANIFEST = "bundle.json"
 FORMAT = "inkdrop-bundle-1"
@@ -100,10 +101,17 @@ def pair_of(recipe: Recipe, shape: tuple[int, ...]) -> Pair | None:
     return made
 
 
-def terms_of(classes: int, attributes: int, reader: Reader | None, pair: Pair | None) -> Terms:
+def terms_of(
+    classes: int, attributes: int, reader: Reader | None, pair: Pair | None, augmentation: int = 0, coordinates: int = 0
+) -> Terms:
     """How much of each condition there is."""
     told = (0, 0, 0) if reader is None else (reader.vocabulary, reader.features, reader.length)
-    return Terms(classes, attributes, *told, 0 if pair is None else pair.channels)
+    return Terms(classes, attributes, *told, 0 if pair is None else pair.channels, augmentation, coordinates)
+
+
+def shown_of(recipe: Recipe, shape: tuple[int, ...]) -> tuple[int, int]:
+    """What a net is told of how pictures of this shape are shown to it: (numbers of augmentation, coordinates)."""
+    return Augmentation(recipe.augment).told(shape), 2 if recipe.train.windows else 0
 
 
 def save(
@@ -298,7 +306,7 @@ def _built(recipe: Recipe, shape: tuple[int, ...], record: dict[str, Any], folde
     reader = None if recipe.text is None else reader_of(recipe.text, files=texts)
     codec = None if record.get("codec") is None else codec_of(record["codec"], trust=trust)
     classes, attributes = tuple(record["classes"]), tuple(record["attributes"])
-    terms = terms_of(len(classes), len(attributes), reader, pair_of(recipe, shape))
+    terms = terms_of(len(classes), len(attributes), reader, pair_of(recipe, shape), *shown_of(recipe, shape))
     denoiser = denoiser_of(recipe, shape if codec is None else codec.latent_shape, terms)
     card, levels = record.get("card", {}), record.get("levels")
     made = Bundle(recipe, denoiser, shape, classes, levels, card)

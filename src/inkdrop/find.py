@@ -46,6 +46,7 @@ ROOMS: dict[str, Room] = {
     "clocks": Room("core/clock.py", (("level",),)),
     "scales": Room("core/scale.py", (("level",),)),
     "data": Room("data", (("split",),)),
+    "augmentations": Room("data/augment.py", (("x0", "draw"),)),
     "losses": Room("losses", (("denoiser", "x0", "cond", "draw"),)),
     "times": Room("losses/times.py", (("u", "schedule"),)),
     "weights": Room("losses/weights.py", (("lam",),)),

@@ -46,6 +46,7 @@ class Recipe:
         loss: what is minimised.
         text: how the data's captions are read; None where the model reads none.
         image: what is made of each picture as its image condition; None where there is none.
+        augment: how pictures are changed at random before a net is trained on them, in this order; () if they are not.
         codec: the folder of a trained autoencoder in whose latents the model works; None for the data themselves.
         train: how.
         plan: how to sample what was trained.
@@ -60,6 +61,7 @@ class Recipe:
     loss: Part = field(default_factory=lambda: Part("simple"))
     text: Part | None = None
     image: Part | None = None
+    augment: tuple[Part, ...] = ()
     codec: str | None = None
     train: Train = field(default_factory=Train)
     plan: Plan = field(default_factory=Plan)
@@ -85,10 +87,11 @@ SLOTS = {
 def set_knobs(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """A recipe changed by "slot=name", "slot.knob=value", "train.field=value", or "plan.field=value".
 
-    Slots are those of SLOTS, codec (a folder, or none), and the names of the plan's guides (cfg.scale=2). A new name
-    drops the old one's knobs; combine=none drops the combinator, text=none and image=none those conditions. The plan's
-    fields are steps, noise (white, brownian, or null for the sampler's own) and guide: names (plan.guide=clip,cfg), of
-    which those that were there keep their knobs, or none.
+    Slots are those of SLOTS, codec (a folder, or none), augment (names, as augment=flip,crop, or none), and the names
+    of the augmentations (crop.pad=3) and of the plan's guides (cfg.scale=2). A new name drops the old one's
+    knobs; combine=none drops the combinator, text=none and image=none those conditions. The plan's fields are steps,
+    noise (white, brownian, or null for the sampler's own) and guide: names (plan.guide=clip,cfg), of which those that
+    were there keep their knobs, or none.
 
     Raises:
         UnknownName: no such slot, part or knob.
@@ -116,12 +119,21 @@ def _set(recipe: Recipe, slot: str, knob: str, value: Any) -> Recipe:
     if slot not in SLOTS and any(p.name == slot for p in plan.guide):
         guide = tuple(with_knob("guide", p, knob, value) if p.name == slot else p for p in plan.guide)
         return replace(recipe, plan=replace(plan, guide=guide))
+    if slot not in SLOTS and any(p.name == slot for p in recipe.augment):
+        parts = tuple(with_knob("augmentations", p, knob, value) if p.name == slot else p for p in recipe.augment)
+        return replace(recipe, augment=parts)
+    if slot == "augment":
+        return replace(recipe, augment=_augment(recipe, knob, value))
     if slot == "codec":
         if knob:
             raise BadArgument(f"--set: got codec.{knob}, but a codec has no knobs; give its folder, as codec=PATH")
         return replace(recipe, codec=None if value == "none" else str(value))
     if slot not in SLOTS:
-        raise UnknownName("--set slot", slot, [*SLOTS, "codec", "train", "plan", *(p.name for p in plan.guide)])
+        raise UnknownName(
+            "--set slot",
+            slot,
+            [*SLOTS, "augment", "codec", "train", "plan", *(p.name for p in (*recipe.augment, *plan.guide))],
+        )
     if slot == "combine" and value == "none" and not knob:
         return replace(recipe, plan=replace(plan, combine=None))
     if slot in ("text", "image") and value == "none" and not knob:
@@ -140,9 +152,27 @@ _FIRST = {"combine": "restart", "text": "bpe", "image": "lowres", "data": "folde
 """What to name for a slot that may be empty."""
 
 
+def _names(value: Any) -> list[str]:
+    """The names of a value of --set: one, a list, or none."""
+    return [str(name) for name in value] if isinstance(value, list) else [] if value == "none" else [str(value)]
+
+
+def _augment(recipe: Recipe, knob: str, value: Any) -> tuple[Part, ...]:
+    """The augmentations of these names, in their order; those that were there keep their knobs."""
+    if knob:
+        raise BadArgument(
+            f"--set: got augment.{knob}, need names, as augment=flip,crop; their knobs are flip.{knob}=..."
+        )
+    wanted = _names(value)
+    for name in wanted:
+        find("augmentations", name)
+    own = {part.name: part for part in recipe.augment}
+    return tuple(own.get(name, Part(name)) for name in wanted)
+
+
 def _guide(plan: Plan, value: Any) -> tuple[Part, ...]:
     """The guides of these names, in their order; those that were there keep their knobs."""
-    wanted = [str(name) for name in value] if isinstance(value, list) else [] if value == "none" else [str(value)]
+    wanted = _names(value)
     for name in wanted:
         find("guide", name)
     own = {part.name: part for part in plan.guide}
@@ -238,7 +268,7 @@ def _refuse_unknown(kind: type, plain: Any, what: str) -> None:
         inner = {"Part": Part, "Part | None": Part, "Train": Train, "Plan": Plan}.get(str(known[name]))
         if inner is not None and value is not None:
             _refuse_unknown(inner, value, f"{what}.{name}")
-        if name == "guide" and isinstance(value, list):
+        if name in ("guide", "augment") and isinstance(value, list):
             for part in value:
                 _refuse_unknown(Part, part, f"{what}.{name}")
 

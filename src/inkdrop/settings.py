@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from inkdrop.errors import BadArgument
@@ -32,6 +33,13 @@ class Train:
             [0, 1); an image condition stays.
         augment: the latest time to which an image condition is noised while training, in [0, 1); each row's is uniform
             on [0, augment], and the net is told it (its knob augment=true). 0 leaves images as they are.
+        windows: sides of windows over those of the picture, each in (0, 1), as [0.25, 0.5]: most updates see one random
+            window of each picture, all of a side that is drawn from these, and the net is told where it lies. () for
+            full pictures only.
+        full: with windows, the share of the updates that see full pictures, in (0, 1).
+        stages: progressive resolution, as [[4, 0.25], [2, 0.25]]: for a quarter of the updates, means of 4×4 pixels,
+            then of 2×2, then the full size. Factors fall; the shares come to less than 1.
+        shift: in those stages see the levels of the full picture, whose log SNR is 2·log(factor) higher there.
         precision: "float32", or "bfloat16" or "float16": the net's layers run in it while training (autocast), the
             weights, the average and the optimiser stay float32. Faster where the processor has such instructions;
             float16 with a factor on the loss that adapts itself.
@@ -62,6 +70,10 @@ class Train:
     ema: float = 0.999
     null_rate: float = 0.1
     augment: float = 0.0
+    windows: tuple[float, ...] = ()
+    full: float = 0.5
+    stages: tuple[tuple[int, float], ...] = ()
+    shift: bool = True
     precision: str = "float32"
     draws: str = "independent"
     seed: int = 0
@@ -80,6 +92,17 @@ class Train:
                     raise BadArgument(f"train.{name}: got {got}, need {need}")
         if not 1 <= self.accumulate <= self.batch:
             raise BadArgument(f"train.accumulate: got {self.accumulate}, need 1 to train.batch, which is {self.batch}")
+        if self.windows and self.stages:
+            raise BadArgument("train.windows: got train.stages too; train in windows or in stages")
+        for name, given, beside in (("full", self.full != 0.5, "windows"), ("shift", not self.shift, "stages")):
+            if given and not getattr(self, beside):
+                raise BadArgument(f"train.{name}: has no effect without train.{beside}; leave it out")
+
+
+def _staged(stages: tuple[tuple[int, float], ...]) -> bool:
+    factors, shares = [factor for factor, _ in stages], [share for _, share in stages]
+    falling = all(a > b for a, b in pairwise([*factors, 1]))
+    return falling and all(share > 0 for share in shares) and sum(shares) < 1
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
@@ -87,6 +110,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay", "rollbacks")),
     "more than 0": (lambda v: v > 0, ("lr", "clip_grad")),
     "a number in [0, 1)": (lambda v: 0 <= v < 1, ("ema", "null_rate", "augment")),
+    "a number in (0, 1)": (lambda v: 0 < v < 1, ("full",)),
+    "numbers in (0, 1), each once": (lambda v: all(0 < s < 1 for s in v) and len({*v}) == len(v), ("windows",)),
+    "(factor, share) pairs, factors of at least 2 that fall, and shares above 0 that come to less than 1": (
+        lambda v: _staged(v),
+        ("stages",),
+    ),
     "a number in [0, 1]": (lambda v: 0 <= v <= 1, ("final",)),
     "two numbers in [0, 1)": (lambda v: all(0 <= beta < 1 for beta in v), ("betas",)),
     "cosine or constant": (lambda v: v in ("cosine", "constant"), ("decay",)),

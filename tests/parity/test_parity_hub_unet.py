@@ -449,3 +449,19 @@ def test_a_learned_null_class_is_one_more_class_there_and_other_nulls_are_not_dr
     with refused("our image.null has no counterpart there, and is not zero"):
         write_unet(with_image)
     assert "image.null" not in write_unet(with_image, forget=("image.null",))[1]
+
+
+def test_an_embedding_of_augmentation_is_left_out_as_it_is_told_nothing_there() -> None:
+    """Told zeros, or nothing, ours does what theirs does."""
+    net = perturbed(unet((1, 8, 8), augmentation=3, **WIDE))
+    config, tensors = write_unet(net)
+    theirs = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")}).eval()
+    theirs.load_state_dict(tensors)
+    x, clock = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5.0, 900.0])
+    with torch.no_grad():
+        plain, other = net(x, clock), theirs(x, clock).sample
+        told = net(x, clock, Cond(augmentation=torch.ones(2, 3)))
+    torch.testing.assert_close(plain, other, rtol=0, atol=1e-5)
+    assert (told - plain).abs().max() > 1e-3
+    with refused("net.coordinates"):
+        write_unet(unet((1, 8, 8), coordinates=2, **WIDE))

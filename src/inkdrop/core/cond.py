@@ -15,7 +15,8 @@ from inkdrop.errors import BadArgument, BadShape
 __all__ = ["FIELDS", "Cond", "Terms"]
 
 FIELDS = ("label", "vec", "text", "image")
-_TENSORS = (*FIELDS, "text_mask", "image_t")
+_ALWAYS = ("augmentation", "window")  # never dropped, for they say what was done to x and not what it shows
+_TENSORS = (*FIELDS, *_ALWAYS, "text_mask", "image_t")
 
 
 class Terms(NamedTuple):
@@ -28,6 +29,8 @@ class Terms(NamedTuple):
         features: D of each given text embedding, for a net that takes them as they are; 0 for none.
         length: L, the most tokens or embeddings of a text; 0 without text.
         image: C', the channels of an image condition; 0 for none.
+        augmentation: K, how many numbers say how a picture was augmented; 0 for none.
+        coordinates: channels that say where in the full picture each pixel lies, 2; 0 for none.
     """
 
     classes: int = 0
@@ -36,6 +39,8 @@ class Terms(NamedTuple):
     features: int = 0
     length: int = 0
     image: int = 0
+    augmentation: int = 0
+    coordinates: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,8 @@ class Cond:
         text_mask: (B, L) bool, True where text is real and False where it is padding.
         image: (B, C', *S) float in [-1, 1].
         image_t: (B,) float in [0, 1], the time to which the image was noised; None where it is clean.
+        augmentation: (B, K) float, how each row's picture was changed at random in training; None and 0: not at all.
+        window: (B, 4) float in [0, 1], which part of the full picture x is: (top, left, height, width); None: all.
         nulls: field name -> (B,) bool, True in rows where that field is null.
         against: what guidance steers away from in place of the null condition (a negative prompt), B rows; no net
             hears it.
@@ -66,11 +73,13 @@ class Cond:
     text_mask: Tensor | None = None
     image: Tensor | None = None
     image_t: Tensor | None = None
+    augmentation: Tensor | None = None
+    window: Tensor | None = None
     nulls: dict[str, Tensor] = field(default_factory=dict)
     against: Cond | None = None
 
     def __post_init__(self) -> None:
-        sizes = {name: f.shape[0] for name in FIELDS if (f := getattr(self, name)) is not None}
+        sizes = {name: f.shape[0] for name in (*FIELDS, *_ALWAYS) if (f := getattr(self, name)) is not None}
         if any(a != b for a, b in pairwise(sizes.values())):  # no set and no len: torch.export keeps B free
             raise BadShape(f"cond: fields of different batch size {sizes}; give each one row an image")
         if self.label is not None and (self.label.ndim != 1 or self.label.dtype != torch.int64):
@@ -90,8 +99,13 @@ class Cond:
         """The names of the fields that are given, in the order of FIELDS."""
         return tuple(name for name in FIELDS if getattr(self, name) is not None)
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The names of all that is told: what is present, and of augmentation and window those that are given."""
+        return (*self.present, *(name for name in _ALWAYS if getattr(self, name) is not None))
+
     def __len__(self) -> int:
-        return len(getattr(self, self.present[0])) if self.present else 0
+        return len(getattr(self, self.told[0])) if self.told else 0
 
     def null_rows(self, name: str) -> Tensor:
         """(B,) bool: the rows in which field `name` is null."""
@@ -134,11 +148,11 @@ class Cond:
         Raises:
             BadArgument: the conditions do not have the same fields.
         """
-        kinds = {c.present for c in conds}
+        kinds = {c.told for c in conds}
         if len(kinds) != 1:
             raise BadArgument(f"cond cat: got different fields {sorted(kinds)}; ask about them separately")
         out: dict[str, Any] = {}
-        for name in conds[0].present:
+        for name in conds[0].told:
             parts = [getattr(c, name) for c in conds]
             if name == "text":
                 longest = max(p.shape[1] for p in parts)

@@ -117,7 +117,7 @@ class Draw:
         BadArgument: a seed outside its range.
     """
 
-    _streams = ("time", "noise", "dropout", "augment", "image", "image_time")
+    _streams = ("time", "noise", "dropout", "augment", "image", "image_time", "window")
 
     def __init__(self, seed: int, update: int, places: Sequence[int]) -> None:
         if not 0 <= seed < 2**63:
@@ -132,7 +132,7 @@ class Draw:
         return self._source.at(self.seed + 2**63, bank * 2**62 + place * 4 + index, self.update)
 
     def uniform(self, stream: str = "time", count: int | None = None) -> Tensor:
-        """Uniform on [0, 1): (B,), or (B, count); float64. Streams: time, dropout, augment, image_time."""
+        """Uniform on [0, 1): (B,), or (B, count); float64. Streams: time, dropout, augment, image_time, window."""
         rows = [self._rows(stream, p).random(count) for p in self.places]
         return torch.as_tensor(np.array(rows), dtype=torch.float64)
 

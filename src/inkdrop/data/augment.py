@@ -24,7 +24,9 @@ __all__ = ["affine", "crop", "flip"]
 TAKEN = 4  # numbers of the stream that belong to image conditions (pairs: hole)
 
 
-def flip(x0: Tensor, draw: Draw, *, horizontal: bool = True, vertical: bool = False) -> tuple[Tensor, Tensor]:
+def flip(
+    x0: Tensor, draw: Draw, *, horizontal: bool = True, vertical: bool = False, told: bool = True
+) -> tuple[Tensor, Tensor]:
     """Each picture mirrored with probability 1/2, left and right, up and down, or both.
 
     Args:
@@ -32,9 +34,10 @@ def flip(x0: Tensor, draw: Draw, *, horizontal: bool = True, vertical: bool = Fa
         draw: the randomness of this batch.
         horizontal: left and right.
         vertical: up and down.
+        told: give the numbers to the net; false for pictures of things that have no left and right.
 
     Returns:
-        The pictures, and numbers (B, 1 or 2), 1 where a picture was mirrored.
+        The pictures, and numbers (B, 1 or 2), 1 where a picture was mirrored; (B, 0) if not told.
 
     Raises:
         BadShape: no pictures.
@@ -47,10 +50,10 @@ def flip(x0: Tensor, draw: Draw, *, horizontal: bool = True, vertical: bool = Fa
     chosen = _uniform(draw, len(axes)) < 0.5
     for axis, rows in zip(axes, chosen.T, strict=True):
         x0 = torch.where(rows.to(x0.device).reshape(-1, 1, 1, 1), x0.flip(axis), x0)
-    return x0, chosen.to(x0.device, torch.float32)
+    return x0, _said(chosen.to(x0.device, torch.float32), told)
 
 
-def crop(x0: Tensor, draw: Draw, *, pad: int = 2) -> tuple[Tensor, Tensor]:
+def crop(x0: Tensor, draw: Draw, *, pad: int = 2, told: bool = True) -> tuple[Tensor, Tensor]:
     """A window of the picture's own size in the picture mirrored beyond its edges: a shift by whole pixels.
 
     x0'[y, x] = x0[y + dy, x + dx], dy and dx uniform on {−pad, ..., pad}.
@@ -59,9 +62,10 @@ def crop(x0: Tensor, draw: Draw, *, pad: int = 2) -> tuple[Tensor, Tensor]:
         x0: (B, C, H, W).
         draw: the randomness of this batch.
         pad: the largest shift in pixels, in [1, H − 1] and [1, W − 1].
+        told: give the numbers to the net.
 
     Returns:
-        The pictures, and numbers (B, 2): (dy, dx)/pad.
+        The pictures, and numbers (B, 2): (dy, dx)/pad; (B, 0) if not told.
 
     Raises:
         BadShape: no pictures.
@@ -75,11 +79,18 @@ def crop(x0: Tensor, draw: Draw, *, pad: int = 2) -> tuple[Tensor, Tensor]:
     y = (shift[:, :1] + torch.arange(height, device=x0.device))[:, :, None]
     x = (shift[:, 1:] + torch.arange(width, device=x0.device))[:, None, :]
     window = wide[torch.arange(len(x0), device=x0.device)[:, None, None], :, y, x]  # (B, H, W, C)
-    return window.permute(0, 3, 1, 2).contiguous(), (shift - pad).float() / pad
+    return window.permute(0, 3, 1, 2).contiguous(), _said((shift - pad).float() / pad, told)
 
 
 def affine(
-    x0: Tensor, draw: Draw, *, share: float = 0.12, flips: bool = False, scale: float = 0.2, shift: float = 0.125
+    x0: Tensor,
+    draw: Draw,
+    *,
+    share: float = 0.12,
+    flips: bool = False,
+    scale: float = 0.2,
+    shift: float = 0.125,
+    told: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """EDM's augmentation: mirror, scale, turn, stretch and shift, each of the last four with probability `share`.
 
@@ -95,10 +106,11 @@ def affine(
         flips: mirror left and right (half of all) and up and down (half of `share`); not for digits or letters.
         scale: deviation of the logarithms to base 2, ≥ 0.
         shift: deviation of the shift, in sides of the picture, ≥ 0.
+        told: give the numbers to the net.
 
     Returns:
         The pictures, and numbers (B, 9): mirrored left and right, up and down; n0; cos − 1 and sin of the angle; n1
-        times cos and sin of twice the axis' angle; n2, n3. All 0 where nothing was done.
+        times cos and sin of twice the axis' angle; n2, n3. All 0 where nothing was done; (B, 0) if not told.
 
     Raises:
         BadShape: no pictures.
@@ -120,8 +132,8 @@ def affine(
     turn = turn * on[:, 1]
     numbers = [mirror, n[:, :1], torch.stack([turn.cos() - 1, turn.sin()], 1)]
     numbers += [n[:, 1:2] * torch.stack([axis.cos(), axis.sin()], 1), n[:, 2:]]
-    told = torch.cat(numbers, 1)
-    return _warp(x0, told, scale, shift), told.to(x0.device, torch.float32)
+    whole = torch.cat(numbers, 1)
+    return _warp(x0, whole, scale, shift), _said(whole.to(x0.device, torch.float32), told)
 
 
 def _warp(x0: Tensor, numbers: Tensor, scale: float, shift: float) -> Tensor:
@@ -148,6 +160,11 @@ def _turned(angle: Tensor, along: Tensor, across: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
     return turn @ torch.diag_embed(torch.stack([along, across], 1)) @ turn.mT
+
+
+def _said(numbers: Tensor, told: bool) -> Tensor:
+    """The numbers (B, K), or (B, 0) where a net is not told."""
+    return numbers if told else numbers[:, :0]
 
 
 def _uniform(draw: Draw, count: int) -> Tensor:

@@ -125,7 +125,8 @@ def write_dit(net: DiT, *, classes: int | None = None) -> tuple[dict[str, Any], 
         "upcast_attention": False,
     }
     _refuse(net)
-    theirs = to_theirs(_pairs(net), net.state_dict())
+    said = {name: value for name, value in net.state_dict().items() if not name.endswith(".augmentation.weight")}
+    theirs = to_theirs(_pairs(net), said)  # which is told zeros of augmentation there, and so nothing
     first = {name.removeprefix(_embedder(0)): name for name in theirs if name.startswith(_embedder(0))}
     for i in range(len(net.blocks)):
         theirs |= {} if net.contexts else {_embedder(i) + name: theirs[own].clone() for name, own in first.items()}
@@ -193,6 +194,7 @@ def _refuse(net: DiT) -> None:
     has = {
         "text": net.text is not None,
         "an image condition": net.image is not None,
+        "coordinates": net.coordinates is not None,
         "attributes": context.vec is not None,
         "Fourier waves": not isinstance(context.wave, Sinusoid),
         f"images of {net.shape[1]}×{net.shape[2]}": net.shape[1] != net.shape[2],

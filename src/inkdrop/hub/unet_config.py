@@ -41,7 +41,7 @@ def write_unet(
     config, state = config_of(net), net.state_dict()
     label = net.context.label
     null = label is not None and bool(label.null.any())
-    gone = set(forget)
+    gone = {*forget, "context.augmentation.weight"}  # which is told zeros there, and so says nothing
     if told is not None:
         state["context.linear2.bias"] = state["context.linear2.bias"] + told
         gone |= {name for name in state if name.startswith("context.label.")}
@@ -96,6 +96,7 @@ def _refuse(net: UNet) -> None:
         "patch": net.patch != 1,
         "attributes": net.context.vec is not None,
         "augment": net.context.augment is not None,
+        "coordinates": net.coordinates is not None,
         "pooled": net.pool is not None,
         "vocabulary": text is not None and text.vocabulary > 0,
         "text_width": text is not None and not text.vocabulary and text.features != text.width,

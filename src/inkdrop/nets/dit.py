@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.nets.embed import Context, ImageCondition, Wave, check_input
+from inkdrop.nets.embed import Context, Coordinates, ImageCondition, Wave, check_coordinates, check_input
 from inkdrop.nets.text import Text
 from inkdrop.nets.transformer import NORM_EPS, DiTBlock, DiTHead, positions, unpatchify, xavier
 
@@ -40,6 +40,7 @@ class DiT(nn.Module):
         contexts: clock, class and attributes -> (B, D): one for all blocks and the head, or one for each block.
         text: what reads; without cross-attention in the blocks its words are tokens beside those of the image.
         image: channels of an image condition; 0 for none.
+        coordinates: channels that say where each pixel lies; 0 for none.
         blocks: in the order in which they run.
         learned_variance: whether the output has 2·C channels.
         checkpoint: whether blocks are computed again in the backward pass; may be set later, too.
@@ -52,6 +53,7 @@ class DiT(nn.Module):
         contexts: Sequence[Context],
         text: Text | None,
         image: int,
+        coordinates: int,
         blocks: Sequence[DiTBlock],
         learned_variance: bool,
         checkpoint: bool,
@@ -64,7 +66,8 @@ class DiT(nn.Module):
         self.text = text
         self.joint = nn.LayerNorm(width) if text is not None and blocks[0].cross is None else None
         self.image = ImageCondition(image) if image else None
-        self.stem = nn.Conv2d(shape[0] + image, width, patch, stride=patch)
+        self.coordinates = Coordinates() if coordinates else None
+        self.stem = nn.Conv2d(shape[0] + image + coordinates, width, patch, stride=patch)
         self.blocks = nn.ModuleList(blocks)
         self.head = DiTHead(width, patch**2 * shape[0] * (2 if learned_variance else 1))
         xavier(self.stem)
@@ -107,6 +110,8 @@ class DiT(nn.Module):
         """The patches of x, and of an image beside it, as tokens (B, N, D) that know their places."""
         if self.image is not None:
             x = torch.cat([x, self.image(cond, x)], dim=1)
+        if self.coordinates is not None:
+            x = torch.cat([x, self.coordinates(cond, x)], dim=1)
         h = self.stem(x)
         made = (self.shape[1] // self.patch, self.shape[2] // self.patch)
         place = positions(h.shape[2], h.shape[3], self.width, made, h.device)
@@ -132,6 +137,8 @@ def dit(
     features: int = 0,
     length: int = 0,
     image: int = 0,
+    augmentation: int = 0,
+    coordinates: int = 0,
     augment: bool = False,
     patch: int = 2,
     width: int = 256,
@@ -157,6 +164,8 @@ def dit(
         features: numbers of a given text embedding.
         length: the most tokens or embeddings of a text.
         image: channels of an image condition, joined to x.
+        augmentation: how many numbers say how a picture was augmented.
+        coordinates: 2 for channels that say where in the full picture each pixel lies, or 0.
         augment: whether it is told how noisy that image is.
         patch: the side of a patch in pixels, at least 1.
         width: numbers a token, a multiple of 4, at least 8.
@@ -178,11 +187,12 @@ def dit(
     """
     size = _check(shape, patch, width, depth, heads, mlp_ratio, dropout, eps)
     reader = _reader(width, heads, vocabulary, features, length, text)
-    terms = (classes, attributes, reader is not None, image, augment)
+    check_coordinates(coordinates)
+    terms = (classes, attributes, reader is not None, image, augment, augmentation, coordinates)
     contexts = [_context(width, *terms, embedding, fourier_scale) for _ in range(1 if shared else depth)]
     form = (width, heads, round(mlp_ratio * width), reader is not None and text != "joint", dropout, eps)
     blocks = [DiTBlock(*form) for _ in range(depth)]
-    return DiT(size, patch, contexts, reader, image, blocks, learned_variance, checkpoint)
+    return DiT(size, patch, contexts, reader, image, coordinates, blocks, learned_variance, checkpoint)
 
 
 def dit_s(
@@ -294,12 +304,21 @@ def dit_xl(
 
 
 def dit_mnist(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 96, dropout: float = 0.0, learned_variance: bool = False
+    shape: tuple[int, ...],
+    *,
+    classes: int = 0,
+    augmentation: int = 0,
+    coordinates: int = 0,
+    width: int = 96,
+    dropout: float = 0.0,
+    learned_variance: bool = False,
 ) -> DiT:
     """A DiT of 0.9 M parameters for 28×28 digits on a CPU, whose update costs the time of one of `unet_mnist`."""
     return dit(
         shape,
         classes=classes,
+        augmentation=augmentation,
+        coordinates=coordinates,
         patch=4,
         width=width,
         depth=5,
@@ -368,6 +387,8 @@ def _context(
     text: bool,
     image: int,
     augment: bool,
+    augmentation: int,
+    coordinates: int,
     embedding: Wave,
     fourier_scale: float | None,
 ) -> Context:
@@ -380,7 +401,8 @@ def _context(
         classes=classes,
         attributes=attributes,
         augment=augment,
-        also=("text",) * text + ("image",) * (image > 0),
+        augmentation=augmentation,
+        also=("text",) * text + ("image",) * (image > 0) + ("window",) * (coordinates > 0),
         embedding=embedding,
         fourier_scale=fourier_scale,
         cos_first=embedding == "sinusoidal",

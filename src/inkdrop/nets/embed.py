@@ -11,15 +11,18 @@ from torch.nn import functional
 
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
+from inkdrop.nets.blocks import zeroed
 
 __all__ = [
     "AttributeEmbedding",
     "ClassEmbedding",
     "Context",
+    "Coordinates",
     "Fourier",
     "ImageCondition",
     "Sinusoid",
     "Wave",
+    "check_coordinates",
     "check_input",
     "sinusoid",
 ]
@@ -176,8 +179,9 @@ class AttributeEmbedding(nn.Module):
 class Context(nn.Module):
     """What every block of a net is told, as one vector a row: time, class, attributes, how noisy an image condition is.
 
-    context = W2·silu(W1·wave(clock) + b1) + b2 + class + attributes + augment: DDPM's time MLP with ADM's class term.
-    Each further term is there only where the net takes it; augment is an MLP like the time's, of 1000·image_t.
+    context = W2·silu(W1·wave(clock) + b1) + b2 + class + attributes + augment + augmentation: DDPM's time MLP with
+    ADM's class term. Each further term is there only where the net takes it; augment is an MLP like the time's, of
+    1000·image_t; augmentation is linear without a bias and starts at 0, so that zeros mean nothing.
 
     Args:
         width: numbers of the wave embedding, even, at least 4.
@@ -185,7 +189,8 @@ class Context(nn.Module):
         classes: how many classes; 0 for a net that takes none.
         attributes: how many continuous attributes; 0 for a net that takes none.
         augment: whether it is told the time at which an image condition was noised (Ho et al. 2022, cascades, §4.2).
-        also: fields of a condition that other parts of the net take: "text", "image".
+        augmentation: how many numbers say how a picture was augmented; 0 for a net that is not told.
+        also: what other parts of the net take of a condition: "text", "image", "window".
         embedding: "sinusoidal" for any clock; "fourier" for a clock of order 1.
         fourier_scale: the standard deviation of the frequencies, in cycles a unit of clock; 16 if None. Only with
             embedding "fourier".
@@ -204,6 +209,7 @@ class Context(nn.Module):
         classes: int = 0,
         attributes: int = 0,
         augment: bool = False,
+        augmentation: int = 0,
         also: tuple[str, ...] = (),
         embedding: Wave = "sinusoidal",
         fourier_scale: float | None = None,
@@ -211,7 +217,7 @@ class Context(nn.Module):
         cos_first: bool = False,
     ) -> None:
         super().__init__()
-        for name, count in (("classes", classes), ("attributes", attributes)):
+        for name, count in (("classes", classes), ("attributes", attributes), ("augmentation", augmentation)):
             if count < 0:
                 raise BadArgument(f"net {name}: got {count}, need 0 (none) or more")
         if embedding not in ("sinusoidal", "fourier"):
@@ -232,7 +238,9 @@ class Context(nn.Module):
         self.augment = (
             nn.Sequential(Sinusoid(width), nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out)) if augment else None
         )
-        own = [name for name, part in (("label", self.label), ("vec", self.vec)) if part is not None]
+        self.augmentation = zeroed(nn.Linear(augmentation, out, bias=False)) if augmentation else None
+        parts = (("label", self.label), ("vec", self.vec), ("augmentation", self.augmentation))
+        own = [name for name, part in parts if part is not None]
         self.takes = (*own, *also)
 
     @property
@@ -263,14 +271,19 @@ class Context(nn.Module):
                 context = context + part(cond, rows)
         if self.augment is not None:
             context = context + self.augment(_noised(cond, clock).to(context.dtype))
+        if self.augmentation is not None and cond is not None and cond.augmentation is not None:
+            if cond.augmentation.shape[1] != self.augmentation.in_features:
+                got, need = tuple(cond.augmentation.shape), f"(B, {self.augmentation.in_features})"
+                raise BadShape(f"cond augmentation: got shape {got}, need {need}")
+            context = context + self.augmentation(cond.augmentation.to(context.dtype))
         return context
 
     def _check(self, cond: Cond | None, rows: int) -> None:
-        if cond is None or not cond.present:
+        if cond is None or not cond.told:
             return
-        for name in cond.present:
+        for name in cond.told:
             if name not in self.takes:
-                knob = {"label": "classes", "vec": "attributes", "image": "image", "text": "vocabulary"}[name]
+                knob = _KNOBS.get(name, name)
                 hint = f"make the net with {knob}=n (--set net=unet takes all), or leave it out"
                 raise BadArgument(f"net cond: got {name}, this net takes {', '.join(self.takes) or 'none'}; {hint}")
         if cond.image_t is not None and self.augment is None:
@@ -280,6 +293,10 @@ class Context(nn.Module):
             )
         if len(cond) != rows:
             raise BadShape(f"net cond: got {len(cond)} rows, need {rows}, one for each row of x")
+
+
+_KNOBS = {"label": "classes", "vec": "attributes", "text": "vocabulary", "window": "coordinates"}
+"""By which knob a net takes what is told, where that has another name."""
 
 
 def _noised(cond: Cond | None, clock: Tensor) -> Tensor:
@@ -319,6 +336,31 @@ class ImageCondition(nn.Module):
         if image.shape[-2:] != x.shape[-2:]:
             image = functional.interpolate(image, size=x.shape[-2:], mode="bilinear")
         return torch.where(cond.null_rows("image")[:, None, None, None], null.to(x.dtype), image)
+
+
+class Coordinates(nn.Module):
+    """Where in the full picture each pixel's middle lies: two channels joined to x (Wang et al. 2023)."""
+
+    def forward(self, cond: Cond | None, x: Tensor) -> Tensor:
+        """(y, x) of each pixel of x (B, C, H, W), −1 and 1 at the edges of the full picture: (B, 2, H, W).
+
+        x is the part of it that cond.window says, or all of it where there is none.
+        """
+        whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=x.device).expand(x.shape[0], 4)
+        top, left, high, wide = (whole if cond is None or cond.window is None else cond.window.to(x.device)).T
+        middles = [(torch.arange(side, device=x.device) + 0.5) / side for side in x.shape[2:]]
+        down, across = (
+            2 * (first[:, None] + length[:, None] * middle) - 1
+            for first, length, middle in zip((top, left), (high, wide), middles, strict=True)
+        )
+        planes = (down[:, :, None].expand(-1, *x.shape[2:]), across[:, None, :].expand(-1, *x.shape[2:]))
+        return torch.stack(planes, dim=1).to(x.dtype)
+
+
+def check_coordinates(channels: int) -> None:
+    """Refuse other than two channels of coordinates, or none."""
+    if channels not in (0, 2):
+        raise BadArgument(f"net coordinates: got {channels}, need 2 (y and x), or 0 for none")
 
 
 def check_input(x: Tensor, clock: Tensor, shape: tuple[int, ...], *, any_size: bool) -> None:

@@ -104,6 +104,7 @@ def mlp(
     *,
     classes: int = 0,
     attributes: int = 0,
+    augmentation: int = 0,
     width: int = 128,
     depth: int = 3,
     dropout: float = 0.0,
@@ -120,6 +121,7 @@ def mlp(
         shape: (C, *S) of one sample, of any rank from 1: (2,) for points of the plane.
         classes: how many classes; 0 for a net that takes none.
         attributes: how many continuous attributes; 0 for a net that takes none.
+        augmentation: how many numbers say how a picture was augmented; 0 for a net that is not told.
         width: numbers of a hidden layer and of the context; even, at least 4.
         depth: residual blocks, at least 1.
         dropout: the probability of dropping a hidden value, in [0, 1).
@@ -141,7 +143,13 @@ def mlp(
         raise BadArgument(f"mlp dropout: got {dropout}, need at least 0 and below 1")
     size = math.prod(shape)
     context = Context(
-        width, width, classes=classes, attributes=attributes, embedding=embedding, fourier_scale=fourier_scale
+        width,
+        width,
+        classes=classes,
+        attributes=attributes,
+        augmentation=augmentation,
+        embedding=embedding,
+        fourier_scale=fourier_scale,
     )
     blocks = [MLPBlock(width, width, dropout=dropout) for _ in range(depth)]
     last = zeroed(nn.Linear(width, size * (2 if learned_variance else 1)))

@@ -13,7 +13,7 @@ from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
 from inkdrop.nets.blocks import EPS, Down, Up, norm, zeroed
 from inkdrop.nets.convolve import convolve
-from inkdrop.nets.embed import Context, ImageCondition, Wave, check_input
+from inkdrop.nets.embed import Context, Coordinates, ImageCondition, Wave, check_coordinates, check_input
 from inkdrop.nets.layout import Attending, Layout, Stage, Style
 from inkdrop.nets.text import Text, Words
 
@@ -41,6 +41,7 @@ class UNet(nn.Module):
         text: reads a condition's text; None for a net without.
         pooled: whether the mean of the words is added to the context.
         image: channels of the image that is joined to x; 0 for none.
+        coordinates: channels that say where each pixel lies, joined to x; 0 for none.
         learned_variance: whether the output has 2·C channels.
         patch: the side of the squares of pixels that are one pixel inside, in pixels.
         checkpoint: forget what is inside stages in training, and compute it again for the gradient.
@@ -54,12 +55,13 @@ class UNet(nn.Module):
         text: Text | None,
         pooled: bool,
         image: int,
+        coordinates: int,
         learned_variance: bool,
         patch: int,
         checkpoint: bool,
     ) -> None:
         super().__init__()
-        width, inp = layout.widths[0], (shape[0] + image) * patch**2
+        width, inp = layout.widths[0], (shape[0] + image + coordinates) * patch**2
         out = shape[0] * patch**2 * (2 if learned_variance else 1)
         self.shape, self.learned_variance, self.patch, self.checkpoint = shape, learned_variance, patch, checkpoint
         self.context, self.text = context, text
@@ -67,6 +69,7 @@ class UNet(nn.Module):
             raise BadArgument("unet pooled: got false, and no level reads the text otherwise; try cross=1")
         self.pool = nn.Linear(text.width, layout.context) if text is not None and pooled else None
         self.image = ImageCondition(image) if image else None
+        self.coordinates = Coordinates() if coordinates else None
         down, skips = layout.down()
         middle, up = layout.middle(), layout.up(skips)
         self.stem = nn.Conv2d(inp, width, 3, padding=1)
@@ -103,6 +106,8 @@ class UNet(nn.Module):
             context = context if self.pool is None else context + self.pool(words.pooled)
         if self.image is not None:
             x = torch.cat([x, self.image(cond, x)], dim=1)
+        if self.coordinates is not None:
+            x = torch.cat([x, self.coordinates(cond, x)], dim=1)
         if self.patch == 1:
             y: Tensor = self.head(self._body(self.stem(x), context, words))
             return y
@@ -149,6 +154,8 @@ def unet(
     features: int = 0,
     length: int = 0,
     image: int = 0,
+    augmentation: int = 0,
+    coordinates: int = 0,
     augment: bool = False,
     width: int = 64,
     multipliers: tuple[int, ...] = (1, 2, 2),
@@ -193,6 +200,8 @@ def unet(
         features: numbers of a given text embedding, for a net that reads those instead; 0 for none.
         length: the most tokens or embeddings of a text, at least 1 where it reads.
         image: channels of an image condition, joined to x; 0 for none.
+        augmentation: how many numbers say how a picture was augmented; 0 for a net that is not told.
+        coordinates: 2 for channels that say where in the full picture each pixel lies; 0 for none.
         augment: it is told how noisy that image is (Ho et al. 2022, cascades).
         width: channels of level 0; even, at least 4. The context has 4·width numbers.
         multipliers: the channels of each level over width, each at least 1.
@@ -231,14 +240,16 @@ def unet(
     Reference: Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, §3; Dhariwal & Nichol 2021, §3; Rombach et al. 2022.
     """
     _check(width, multipliers, blocks, dropout, patch, image, augment)
+    check_coordinates(coordinates)
     text = _text(4 * width, vocabulary, features, length, text_width, text_depth, text_heads, null_length)
-    also = tuple(name for name, part in (("text", text), ("image", image)) if part)
+    also = tuple(name for name, part in (("text", text), ("image", image), ("window", coordinates)) if part)
     context = Context(
         width,
         4 * width,
         classes=classes,
         attributes=attributes,
         augment=augment,
+        augmentation=augmentation,
         also=also,
         embedding=embedding,
         fourier_scale=fourier_scale,
@@ -249,7 +260,7 @@ def unet(
     looks = (attention, cross, only_cross, depth, middle_attention, middle_groups, head_width, heads)
     attending = Attending(*looks, text.width if text else 0)
     layout = Layout(tuple(width * m for m in multipliers), blocks, 4 * width, style, attending)
-    return UNet(_image(shape), layout, context, text, pooled, image, learned_variance, patch, checkpoint)
+    return UNet(_image(shape), layout, context, text, pooled, image, coordinates, learned_variance, patch, checkpoint)
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -20,12 +20,21 @@ __all__ = [
 
 
 def unet_tiny(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 16, dropout: float = 0.0, learned_variance: bool = False
+    shape: tuple[int, ...],
+    *,
+    classes: int = 0,
+    augmentation: int = 0,
+    coordinates: int = 0,
+    width: int = 16,
+    dropout: float = 0.0,
+    learned_variance: bool = False,
 ) -> UNet:
     """A two-level U-Net of 0.2 M parameters that sees 2×2 pixels as one, for drawn shapes and first tries."""
     return unet(
         shape,
         classes=classes,
+        augmentation=augmentation,
+        coordinates=coordinates,
         width=width,
         multipliers=(1, 2),
         blocks=1,
@@ -36,12 +45,21 @@ def unet_tiny(
 
 
 def unet_digits(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 16, dropout: float = 0.0, learned_variance: bool = False
+    shape: tuple[int, ...],
+    *,
+    classes: int = 0,
+    augmentation: int = 0,
+    coordinates: int = 0,
+    width: int = 16,
+    dropout: float = 0.0,
+    learned_variance: bool = False,
 ) -> UNet:
     """A two-level U-Net of 0.2 M parameters for 8×8 digits, trained in about a minute on two CPU cores."""
     return unet(
         shape,
         classes=classes,
+        augmentation=augmentation,
+        coordinates=coordinates,
         width=width,
         multipliers=(1, 2),
         blocks=1,
@@ -51,12 +69,21 @@ def unet_digits(
 
 
 def unet_mnist(
-    shape: tuple[int, ...], *, classes: int = 0, width: int = 24, dropout: float = 0.0, learned_variance: bool = False
+    shape: tuple[int, ...],
+    *,
+    classes: int = 0,
+    augmentation: int = 0,
+    coordinates: int = 0,
+    width: int = 24,
+    dropout: float = 0.0,
+    learned_variance: bool = False,
 ) -> UNet:
     """A three-level U-Net of 1.5 M parameters that sees 2×2 pixels as one, for 28×28 digits on a CPU."""
     return unet(
         shape,
         classes=classes,
+        augmentation=augmentation,
+        coordinates=coordinates,
         width=width,
         multipliers=(1, 2, 4),
         blocks=1,
@@ -67,7 +94,12 @@ def unet_mnist(
 
 
 def unet_cifar10(
-    shape: tuple[int, ...], *, classes: int = 0, dropout: float = 0.1, learned_variance: bool = False
+    shape: tuple[int, ...],
+    *,
+    classes: int = 0,
+    augmentation: int = 0,
+    dropout: float = 0.1,
+    learned_variance: bool = False,
 ) -> UNet:
     """The CIFAR-10 net of DDPM: 35.7 M parameters, attention at half size, time added, a single head.
 
@@ -76,6 +108,7 @@ def unet_cifar10(
     return unet(
         shape,
         classes=classes,
+        augmentation=augmentation,
         width=128,
         multipliers=(1, 2, 2, 2),
         attention=(1,),
@@ -94,6 +127,8 @@ def unet_text(
     features: int = 0,
     length: int = 0,
     image: int = 0,
+    augmentation: int = 0,
+    coordinates: int = 0,
     augment: bool = False,
     width: int = 32,
     dropout: float = 0.0,
@@ -113,6 +148,8 @@ def unet_text(
         features=features,
         length=length,
         image=image,
+        augmentation=augmentation,
+        coordinates=coordinates,
         augment=augment,
         width=width,
         multipliers=(1, 2, 2),

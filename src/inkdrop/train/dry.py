@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from inkdrop.recipe import Recipe
+from inkdrop.train.frames import Frame
 from inkdrop.train.loop import check_latents
 from inkdrop.train.trainer import Trainer
 
@@ -67,12 +68,14 @@ def peak_memory(trainer: Trainer) -> int:
         trainer: whose gradients are discarded.
     """
     micro, keep = _micro_batch(trainer), trainer.recipe.train.accumulate > 1
-    gradients = _bytes(trainer.denoiser.parameters())
+    gradients, before = _bytes(trainer.denoiser.parameters()), trainer.update
+    trainer.update = trainer.feed.frames.trials()[Frame()]  # where full pictures are seen, for which most is needed
     most = gradients
     for with_gradients in (False, True) if keep else (False,):
         small, large = (_trace(trainer, min(n, micro), with_gradients) for n in _SIZES)
         most = max(most, (gradients if with_gradients else 0) + _extrapolated(small, large, micro))
     trainer.optimiser.zero_grad(set_to_none=True)
+    trainer.update = before
     return _held(trainer) + most
 
 

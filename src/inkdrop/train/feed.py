@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from inkdrop.bundle import Bundle, pair_of, terms_of
+from inkdrop.augmentation import Augmentation
+from inkdrop.bundle import Bundle, pair_of, shown_of, terms_of
 from inkdrop.codec import Codec, Latents, load_codec
 from inkdrop.condition import Told, captioned
 from inkdrop.core.cond import Cond, Terms
@@ -23,6 +24,7 @@ from inkdrop.errors import BadArgument, InkdropWarning
 from inkdrop.model import Examples
 from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, open_data
+from inkdrop.train.frames import Frames
 
 __all__ = ["Feed"]
 
@@ -37,7 +39,7 @@ class Feed:
     """The data of a recipe in both splits, how they are read, and the batches that are made of them.
 
     Args:
-        recipe: names the data, how captions are read, how image conditions are made, and the codec.
+        recipe: names the data, how captions are read, image conditions are made and pictures augmented, and the codec.
         device: where the codec encodes.
         known: the model of a run that goes on: texts are read and pictures encoded as it does.
         trust: allow the codec's folder to name code outside inkdrop.
@@ -48,11 +50,13 @@ class Feed:
         reader: of captions; None where none are read.
         codec: the autoencoder in whose latents the model works; None for the samples themselves.
         pair: how image conditions are made; None where there are none.
+        frames: which part of a picture an update sees, at which size.
         terms: how much of each condition there is.
         shape: (C, *S) of what is noised.
 
     Raises:
-        BadArgument: a recipe that reads captions of data that have none, or augments images that it does not have.
+        BadArgument: a recipe that reads captions of data that have none, noises images that it does not have, or
+            changes pictures whose latents are kept.
     """
 
     def __init__(
@@ -73,14 +77,27 @@ class Feed:
         if self.pair is None and recipe.train.augment:
             raise BadArgument(f"train.augment: got {recipe.train.augment:g}, but there is no image condition to noise")
         self.codec: Codec | None = None if known is None else known.codec
+        self._augmentation = Augmentation(recipe.augment)
         self._states: dict[int, Data] = {}
+        if recipe.codec is not None and self.augmented:
+            names = ", ".join(part.name for part in recipe.augment)
+            raise BadArgument(
+                f"augment: got {names} beside a codec, whose latents of each picture are kept; use augment=none"
+            )
         if recipe.codec is not None:
             self.codec = self.codec or load_codec(recipe.codec, trust=trust)
             self.codec.to(device)
             self._states = {id(data): Latents(data, self.codec) for data in (self.data, self.held_out)}
         self.shape: tuple[int, ...] = self._state(self.data).shape
         attributes = len(getattr(self.data, "attributes", ()))
-        self.terms: Terms = terms_of(len(self.data.classes), attributes, self.reader, self.pair)
+        shown = shown_of(recipe, self.data.shape)
+        self.terms: Terms = terms_of(len(self.data.classes), attributes, self.reader, self.pair, *shown)
+        self.frames = Frames(recipe, self.shape)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training pictures are changed at random, so that nothing made of them can be kept for later."""
+        return bool(self.recipe.augment)
 
     def _state(self, data: Data) -> Data:
         """The data as what is noised: their latents where there is a codec."""
@@ -98,17 +115,20 @@ class Feed:
 
         Args:
             rows: which samples.
-            draw: the randomness of image conditions.
+            draw: the randomness of augmentation, image conditions and windows.
             schedule: on which image conditions are noised, where they are.
             held_out: of the test split rather than the training split.
         """
         data = self.held_out if held_out else self.data
         x0, cond = self._state(data).take(rows)
+        if self.augmented and not held_out:
+            x0, numbers = self._augmentation(x0, draw)
+            cond = replace(cond or Cond(), augmentation=numbers) if numbers.shape[1] else cond
         if self.reader is not None:
             cond = self._read(cond, [self._texts(data)[row] for row in rows])
         if self.pair is not None:
             cond = self._pictured(cond, x0 if self.codec is None else data.take(rows)[0], draw, schedule)
-        return x0, cond
+        return (x0, cond) if held_out else self.frames.cut(x0, cond, draw)
 
     def _read(self, cond: Cond | None, texts: Sequence[str | None]) -> Cond:
         """The condition with captions; that the reader cuts some is said once, not at every update."""

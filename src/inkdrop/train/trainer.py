@@ -95,8 +95,11 @@ class Trainer:
 
     @torch.no_grad()
     def _try(self) -> None:
-        """One loss and two questions of the plan: what they refuse is refused before anything is trained or written."""
-        self.losses(range(1))
+        """A loss of each frame, two questions of the plan: what they refuse is refused before anything is written."""
+        for update in self.feed.frames.trials().values():
+            self.update = update
+            self.losses(range(1))
+        self.update = 0
         for _ in itertools.islice(steps(self.bundle(), 1, **vars(self.feed.told(1))), 2):
             pass
 
@@ -114,9 +117,10 @@ class Trainer:
         if cond is not None and dropped and train.null_rate:
             cond = cond.null(draw.uniform("dropout") < train.null_rate, only=dropped)
         self.denoiser.train()
+        denoiser = self.feed.frames.denoiser(self.denoiser, self.update)
         kind = torch.float16 if train.precision == "float16" else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=train.precision != "float32"):
-            terms = self.loss(self.denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
+            terms = self.loss(denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
         return self.draws.weighed(draw, terms)
 
     def step(self) -> dict[str, float]:
