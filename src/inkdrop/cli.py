@@ -13,7 +13,7 @@ import typer
 from inkdrop import __version__
 from inkdrop.cli_edit import edit
 from inkdrop.cli_hub import hub
-from inkdrop.cli_parts import train_autoencoder, train_classifier
+from inkdrop.cli_parts import make_ema, train_autoencoder, train_classifier
 from inkdrop.errors import Busy, Cancelled, InkdropError
 from inkdrop.options import (
     Attribute,
@@ -278,6 +278,7 @@ def evaluate(
 
 app.command("classifier")(train_classifier)
 app.command("autoencoder")(train_autoencoder)
+app.command("ema")(make_ema)
 
 
 @app.command()

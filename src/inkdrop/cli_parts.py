@@ -9,7 +9,7 @@ import typer
 
 from inkdrop.options import Checkpoint, Device, Set, Trust
 
-__all__ = ["train_autoencoder", "train_classifier"]
+__all__ = ["make_ema", "train_autoencoder", "train_classifier"]
 
 
 def train_classifier(
@@ -80,3 +80,23 @@ def train_autoencoder(
     shape, card = "×".join(map(str, made.latent_shape)), made.card
     quality = f"{card['psnr_db']:.1f} dB on held-out images, latents {shape} of deviation {card['latent_std']:.2f}"
     typer.echo(f"autoencoder: {out}, {quality}\nnext:        inkdrop train RECIPE --codec {out}")
+
+
+def make_ema(
+    checkpoint: Checkpoint,
+    length: Annotated[float, typer.Option(help="Standard deviation of the average's profile over the run, as 0.08.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write; must be new.")],
+    trust: Trust = False,
+) -> None:
+    """Average a run's weights anew, over another length, after training.
+
+    For a run that kept snapshots: inkdrop train RECIPE --set train.snapshots=500.
+    """
+    from inkdrop.bundle import save
+    from inkdrop.files import refuse_folder
+    from inkdrop.train.snapshots import reconstruct
+
+    refuse_folder(out, None)
+    bundle = reconstruct(checkpoint, length, trust=trust)
+    save(bundle, out)
+    typer.echo(f"checkpoint: {out}, whose profile differs by {bundle.card['ema_error']:.2%} of its norm")

@@ -29,6 +29,8 @@ class Train:
         betas: AdamW's.
         clip_grad: the greatest norm of the gradient, > 0.
         ema: the decay of the weights' moving average, in [0, 1); warmed up as (1 + n)/(10 + n).
+        snapshots: updates between snapshots of two power-function averages, of which `inkdrop ema` makes an average of
+            any length after training; 0 keeps none.
         null_rate: the share of rows whose class, attributes and text are dropped, for classifier-free guidance, in
             [0, 1); an image condition stays.
         augment: the latest time to which an image condition is noised while training, in [0, 1); each row's is uniform
@@ -68,6 +70,7 @@ class Train:
     betas: tuple[float, float] = (0.9, 0.99)
     clip_grad: float = 1.0
     ema: float = 0.999
+    snapshots: int = 0
     null_rate: float = 0.1
     augment: float = 0.0
     windows: tuple[float, ...] = ()
@@ -107,7 +110,7 @@ def _staged(stages: tuple[tuple[int, float], ...]) -> bool:
 
 _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (lambda v: v >= 1, ("steps", "batch", "log_every", "preview_every", "save_every", "keep", "skips")),
-    "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay", "rollbacks")),
+    "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay", "rollbacks", "snapshots")),
     "more than 0": (lambda v: v > 0, ("lr", "clip_grad")),
     "a number in [0, 1)": (lambda v: 0 <= v < 1, ("ema", "null_rate", "augment")),
     "a number in (0, 1)": (lambda v: 0 < v < 1, ("full",)),

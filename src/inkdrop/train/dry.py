@@ -89,10 +89,11 @@ def _bytes(tensors: Any) -> int:
 
 
 def _held(trainer: Trainer) -> int:
-    """Bytes of weights, average, AdamW's two moments and the codec."""
+    """Bytes of weights, averages, AdamW's two moments and the codec."""
     net = _bytes(trainer.denoiser.net.state_dict().values())
     codec = 0 if trainer.feed.codec is None else _bytes(trainer.feed.codec.state_dict().values())
-    return 2 * net + 2 * _bytes(trainer.denoiser.net.parameters()) + codec
+    powers = 0 if trainer.powers is None else _bytes(trainer.powers.state_dict().values())
+    return 2 * net + 2 * _bytes(trainer.denoiser.net.parameters()) + powers + codec
 
 
 def _extrapolated(small: list[int], large: list[int], size: int) -> int:

@@ -17,6 +17,7 @@ from inkdrop.train.interrupt import Terminated, heed_terminate, hold_interrupts
 from inkdrop.train.log import Log
 from inkdrop.train.look import advise, colours_of, copies, drift, drift_text
 from inkdrop.train.record import note_progress, write_atomically
+from inkdrop.train.snapshots import drop_later, keep_snapshot
 from inkdrop.train.state import finite, newest_good
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Run:
         ended = "finished" if trainer.last == train.steps else "max-steps"
         if trainer.update >= trainer.last:
             return ended
+        drop_later(trainer.out, trainer.update)
         try:
             with heed_terminate():
                 try:
@@ -159,6 +161,7 @@ class Run:
                 if good is None or late.name > good.name:
                     remove_folder(late)
             trainer.begin() if good is None else trainer.load(good)
+            drop_later(trainer.out, trainer.update)
             self.log.cut(trainer.update, guard.rollbacks, looked=trainer.looks_at(trainer.update))
             trainer.seconds = seconds
             trainer.guard = Guard(guard.skipped, 0, guard.rollbacks + 1, guard.rate / 2)
@@ -187,10 +190,12 @@ class Run:
         """A look and a checkpoint, when they are due."""
         trainer = self.trainer
         look, saving = trainer.looks_at(trainer.update), trainer.update % self.train.save_every == 0
-        if (look or saving or trainer.update >= trainer.last) and self._mend():
+        snapshot = self.train.snapshots and trainer.update % self.train.snapshots == 0
+        if (look or saving or snapshot or trainer.update >= trainer.last) and self._mend():
             return
         if look:
             self._look()
+        keep_snapshot(trainer)
         if saving:
             self._save()
 

@@ -43,6 +43,8 @@ def save_state(trainer: Trainer, path: Path) -> None:
         for name, value in entry.items()
     }
     tensors |= {f"draws.{name}": value for name, value in trainer.draws.state_dict().items()}
+    if trainer.powers is not None:
+        tensors |= {f"powers.{name}": value for name, value in trainer.powers.state_dict().items()}
     progress = {
         "update": trainer.update,
         "seconds": trainer.seconds,
@@ -75,6 +77,9 @@ def load_state(trainer: Trainer, folder: Path) -> None:
         index, _, name = key.partition(".")
         whole.setdefault(index, {})[name] = value
     trainer.draws.load_state_dict(whole.pop("draws", {}))
+    powers = whole.pop("powers", {})
+    if trainer.powers is not None:
+        trainer.powers.load_state_dict(powers)
     groups = trainer.optimiser.state_dict()["param_groups"]
     moments = {int(index): entry for index, entry in whole.items()}
     trainer.optimiser.load_state_dict({"state": moments, "param_groups": groups})

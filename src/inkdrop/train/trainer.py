@@ -18,7 +18,7 @@ from inkdrop.find import knobs as knobs_of
 from inkdrop.generate import sample, steps
 from inkdrop.recipe import Recipe, denoiser_of
 from inkdrop.train.draws import Draws
-from inkdrop.train.ema import Ema
+from inkdrop.train.ema import Ema, Powers
 from inkdrop.train.feed import Feed
 from inkdrop.train.gradient import gradient
 from inkdrop.train.guard import Guard
@@ -28,6 +28,7 @@ from inkdrop.train.log import Log
 from inkdrop.train.loss_scale import LossScale
 from inkdrop.train.order import learning_rate
 from inkdrop.train.run import Run
+from inkdrop.train.snapshots import keep_snapshot
 from inkdrop.train.state import load_state, prune, save_state
 
 __all__ = ["Heard", "Trainer", "device_of", "silent"]
@@ -84,6 +85,7 @@ class Trainer:
         torch.manual_seed(train.seed)
         self.denoiser = denoiser_of(self.recipe, self.feed.shape, self.feed.terms).to(self.device)
         self.ema = Ema(self.denoiser.net, train.ema)
+        self.powers = Powers(self.denoiser.net) if train.snapshots else None
         weights = self.denoiser.net.parameters()
         self.optimiser = torch.optim.AdamW(
             weights, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
@@ -146,6 +148,8 @@ class Trainer:
             group["lr"] = rate
         self.optimiser.step()
         self.ema.update(self.denoiser.net, self.update)
+        if self.powers is not None:
+            self.powers.update(self.denoiser.net)
         self.draws.see(self.update)
         self.update += 1
         self.guard.streak = 0
@@ -180,6 +184,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of everything, and drop the oldest beyond `keep`."""
+        keep_snapshot(self)
         path = self.out / "checkpoints" / f"step-{self.update:08d}"
         if not path.exists():
             save_state(self, path)
