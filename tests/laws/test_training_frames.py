@@ -79,7 +79,7 @@ def test_the_share_of_full_pictures_is_the_stated_one(full):
 
 
 def test_coordinates_of_a_window_are_those_of_its_part_of_the_picture():
-    layer, whole = Coordinates(), torch.zeros(1, 3, 12, 20)
+    layer, whole = Coordinates(2), torch.zeros(1, 3, 12, 20)
     full = layer(None, whole)
     assert full.shape == (1, 2, 12, 20)
     assert_close(full[0, 0, :, 7], (2 * torch.arange(12) + 1) / 12 - 1)

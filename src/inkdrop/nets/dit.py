@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
-from inkdrop.nets.embed import Context, Coordinates, ImageCondition, Wave, check_coordinates, check_input
+from inkdrop.nets.embed import Context, Coordinates, ImageCondition, Wave, check_input
 from inkdrop.nets.text import Text
 from inkdrop.nets.transformer import NORM_EPS, DiTBlock, DiTHead, positions, unpatchify, xavier
 
@@ -66,7 +66,7 @@ class DiT(nn.Module):
         self.text = text
         self.joint = nn.LayerNorm(width) if text is not None and blocks[0].cross is None else None
         self.image = ImageCondition(image) if image else None
-        self.coordinates = Coordinates() if coordinates else None
+        self.coordinates = Coordinates(coordinates) if coordinates else None
         self.stem = nn.Conv2d(shape[0] + image + coordinates, width, patch, stride=patch)
         self.blocks = nn.ModuleList(blocks)
         self.head = DiTHead(width, patch**2 * shape[0] * (2 if learned_variance else 1))
@@ -187,7 +187,6 @@ def dit(
     """
     size = _check(shape, patch, width, depth, heads, mlp_ratio, dropout, eps)
     reader = _reader(width, heads, vocabulary, features, length, text)
-    check_coordinates(coordinates)
     terms = (classes, attributes, reader is not None, image, augment, augmentation, coordinates)
     contexts = [_context(width, *terms, embedding, fourier_scale) for _ in range(1 if shared else depth)]
     form = (width, heads, round(mlp_ratio * width), reader is not None and text != "joint", dropout, eps)
@@ -304,21 +303,12 @@ def dit_xl(
 
 
 def dit_mnist(
-    shape: tuple[int, ...],
-    *,
-    classes: int = 0,
-    augmentation: int = 0,
-    coordinates: int = 0,
-    width: int = 96,
-    dropout: float = 0.0,
-    learned_variance: bool = False,
+    shape: tuple[int, ...], *, classes: int = 0, width: int = 96, dropout: float = 0.0, learned_variance: bool = False
 ) -> DiT:
     """A DiT of 0.9 M parameters for 28×28 digits on a CPU, whose update costs the time of one of `unet_mnist`."""
     return dit(
         shape,
         classes=classes,
-        augmentation=augmentation,
-        coordinates=coordinates,
         patch=4,
         width=width,
         depth=5,
@@ -395,18 +385,11 @@ def _context(
     """What the blocks are told, started as in the paper's code: small weights, no biases, class vectors near 0."""
     if augment and not image:
         raise BadArgument("dit augment: got true, but this net takes no image; try image=n, or leave it out")
-    context = Context(
-        _WAVE,
-        width,
-        classes=classes,
-        attributes=attributes,
-        augment=augment,
-        augmentation=augmentation,
-        also=("text",) * text + ("image",) * (image > 0) + ("window",) * (coordinates > 0),
-        embedding=embedding,
-        fourier_scale=fourier_scale,
-        cos_first=embedding == "sinusoidal",
-    )
+    also = ("text",) * text + ("image",) * (image > 0) + ("window",) * (coordinates > 0)
+    told: dict[str, Any] = {"classes": classes, "attributes": attributes, "augmentation": augmentation}
+    wave: dict[str, Any] = {"embedding": embedding, "fourier_scale": fourier_scale}
+    cos_first = embedding == "sinusoidal"
+    context = Context(_WAVE, width, augment=augment, also=also, cos_first=cos_first, **told, **wave)
     for layer in (context.linear1, context.linear2):
         nn.init.normal_(layer.weight, std=_STD)
         nn.init.zeros_(layer.bias)

@@ -22,7 +22,6 @@ __all__ = [
     "ImageCondition",
     "Sinusoid",
     "Wave",
-    "check_coordinates",
     "check_input",
     "sinusoid",
 ]
@@ -339,7 +338,16 @@ class ImageCondition(nn.Module):
 
 
 class Coordinates(nn.Module):
-    """Where in the full picture each pixel's middle lies: two channels joined to x (Wang et al. 2023)."""
+    """Where in the full picture each pixel's middle lies: two channels joined to x (Wang et al. 2023).
+
+    Args:
+        channels: 2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels != 2:
+            raise BadArgument(f"net coordinates: got {channels}, need 2 (y and x), or 0 for none")
 
     def forward(self, cond: Cond | None, x: Tensor) -> Tensor:
         """(y, x) of each pixel of x (B, C, H, W), −1 and 1 at the edges of the full picture: (B, 2, H, W).
@@ -355,12 +363,6 @@ class Coordinates(nn.Module):
         )
         planes = (down[:, :, None].expand(-1, *x.shape[2:]), across[:, None, :].expand(-1, *x.shape[2:]))
         return torch.stack(planes, dim=1).to(x.dtype)
-
-
-def check_coordinates(channels: int) -> None:
-    """Refuse other than two channels of coordinates, or none."""
-    if channels not in (0, 2):
-        raise BadArgument(f"net coordinates: got {channels}, need 2 (y and x), or 0 for none")
 
 
 def check_input(x: Tensor, clock: Tensor, shape: tuple[int, ...], *, any_size: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from inkdrop.core.cond import Cond
 from inkdrop.errors import BadArgument, BadShape
 from inkdrop.nets.blocks import EPS, Down, Up, norm, zeroed
 from inkdrop.nets.convolve import convolve
-from inkdrop.nets.embed import Context, Coordinates, ImageCondition, Wave, check_coordinates, check_input
+from inkdrop.nets.embed import Context, Coordinates, ImageCondition, Wave, check_input
 from inkdrop.nets.layout import Attending, Layout, Stage, Style
 from inkdrop.nets.text import Text, Words
 
@@ -69,7 +69,7 @@ class UNet(nn.Module):
             raise BadArgument("unet pooled: got false, and no level reads the text otherwise; try cross=1")
         self.pool = nn.Linear(text.width, layout.context) if text is not None and pooled else None
         self.image = ImageCondition(image) if image else None
-        self.coordinates = Coordinates() if coordinates else None
+        self.coordinates = Coordinates(coordinates) if coordinates else None
         down, skips = layout.down()
         middle, up = layout.middle(), layout.up(skips)
         self.stem = nn.Conv2d(inp, width, 3, padding=1)
@@ -240,22 +240,11 @@ def unet(
     Reference: Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, §3; Dhariwal & Nichol 2021, §3; Rombach et al. 2022.
     """
     _check(width, multipliers, blocks, dropout, patch, image, augment)
-    check_coordinates(coordinates)
     text = _text(4 * width, vocabulary, features, length, text_width, text_depth, text_heads, null_length)
     also = tuple(name for name, part in (("text", text), ("image", image), ("window", coordinates)) if part)
-    context = Context(
-        width,
-        4 * width,
-        classes=classes,
-        attributes=attributes,
-        augment=augment,
-        augmentation=augmentation,
-        also=also,
-        embedding=embedding,
-        fourier_scale=fourier_scale,
-        shift=shift,
-        cos_first=cos_first,
-    )
+    told: dict[str, Any] = {"classes": classes, "attributes": attributes, "augmentation": augmentation}
+    wave: dict[str, Any] = {"embedding": embedding, "fourier_scale": fourier_scale, "shift": shift}
+    context = Context(width, 4 * width, augment=augment, also=also, cos_first=cos_first, **told, **wave)
     style = Style(dropout, scale_shift, resample, symmetric, norm_groups, norm_eps)
     looks = (attention, cross, only_cross, depth, middle_attention, middle_groups, head_width, heads)
     attending = Attending(*looks, text.width if text else 0)
