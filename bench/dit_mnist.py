@@ -32,7 +32,7 @@ import torch
 
 import inkdrop
 from inkdrop.bundle import save
-from inkdrop.jobs import score_bundle
+from inkdrop.eval_jobs import score_bundle
 from inkdrop.plan import change
 from inkdrop.recipe import Recipe
 from inkdrop.screen import Screen

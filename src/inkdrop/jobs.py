@@ -1,9 +1,9 @@
-"""The work behind the commands: open a model, draw samples and write them, score it."""
+"""The work behind the commands: open a model, draw samples and write them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -18,15 +18,14 @@ from inkdrop.classifier import load_classifier, with_parts
 from inkdrop.condition import Told, class_of, cond_of
 from inkdrop.core.ask import Belief
 from inkdrop.core.cond import Cond
-from inkdrop.core.dataset import Data
-from inkdrop.drive import Step, watch
+from inkdrop.drive import watch
 from inkdrop.errors import BadArgument, UnknownName
 from inkdrop.files import refuse_folder, replace_folder
-from inkdrop.find import Part, check_knobs, find, knobs, names, parse
-from inkdrop.generate import evaluating, plan_of, sample
+from inkdrop.find import Part, names, parse
+from inkdrop.generate import plan_of, sample
 from inkdrop.plan import change, grid_of, needs_of, sampling
-from inkdrop.recipe import dump, open_data, set_knobs, valid, with_knob
-from inkdrop.said import Captioned, Said, each, labels_by, told_by, told_of
+from inkdrop.recipe import dump, set_knobs, valid, with_knob
+from inkdrop.said import Said, each, told_of
 from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import device_of
 
@@ -38,9 +37,7 @@ __all__ = [
     "asks_of",
     "autoencoder_parts",
     "draw",
-    "likelihood_of",
     "open_bundle",
-    "score_bundle",
     "with_plan",
     "write_figures",
     "write_samples",
@@ -169,140 +166,6 @@ def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, 
     else:
         files["samples.npy"] = lambda p: np.save(p, x.numpy())
     replace_folder(path, files)
-
-
-def _split(bundle: Bundle, data: Path | None, split: str) -> Data:
-    """A split of the model's data, from where they are now."""
-    part = bundle.recipe.data
-    if data is not None:
-        known = bundle.recipe if part is not None else replace(bundle.recipe, data=Part("folder"))
-        part = set_knobs(known, [f"data.data={json.dumps(str(data))}"]).data
-    found = open_data(part, split)
-    if found.shape != bundle.shape:
-        raise BadArgument(f"eval: the data have shape {found.shape}, but the model makes {bundle.shape}")
-    return found
-
-
-def likelihood_of(
-    bundle: Bundle,
-    count: int,
-    seed: int,
-    data: Path | None,
-    changes: Mapping[str, Any],
-    settings: Iterable[str],
-    screen: Screen,
-) -> dict[str, Any]:
-    """Bits a dimension of held-out data by the bare model: one dict of figures, as plain JSON.
-
-    Args:
-        bundle: the model.
-        count: how many held-out images, chosen at random by the seed; all there are if fewer.
-        seed: of the choice and of all noise.
-        data: where the data are now, if not where they were.
-        changes: as in `with_plan`; steps and grid are the chain's, the others have no effect here and are refused.
-        settings: "nll.variance=beta-tilde" and the like, knobs of `evals.likelihood.Settings`.
-        screen: shows progress.
-    """
-    from inkdrop.evals.likelihood import Settings, likelihood
-    from inkdrop.evals.stream import subset
-
-    for name in changes:
-        if name not in ("steps", "grid") and changes[name] is not None:
-            raise BadArgument(
-                f"eval --nll: got {name}, which has no effect: likelihood is of the bare model; leave it out"
-            )
-    if bundle.parts:
-        raise BadArgument(f"eval --nll: got {', '.join(bundle.parts)}, which has no effect; leave it out")
-    for what, there in (("of latents", bundle.codec), ("that starts from a picture", bundle.pair)):
-        if there is not None:
-            raise BadArgument(f"eval --nll: got a model {what}, whose likelihood of pictures is not known; try eval")
-    given = {name: changes[name] for name in ("steps", "grid") if changes[name] is not None}
-    for text in settings:
-        path, sign, value = text.partition("=")
-        slot, _, knob = path.strip().partition(".")
-        if slot != "nll" or not sign:
-            raise BadArgument(f"--set: got {text!r}, but with --nll only nll.KNOB=VALUE has an effect, as nll.draws=4")
-        given[knob] = parse(value.strip())
-    how, test = Settings(**check_knobs("nll", Settings, given)), _split(bundle, data, "test")
-    if test.classes != bundle.classes:
-        raise BadArgument("eval --nll: the data have other classes than the model, so it cannot be told them")
-
-    def estimate(seconds: float, asks: tuple[int, int]) -> None:
-        about = f"{seconds / 60:.0f} min" if seconds > 100 else f"{seconds:.0f} s"
-        which = f"{len(rows)} of {len(test)} held-out images"
-        screen.say(f"{which}, {asks[0]:,} asks each of the chain and {asks[1]:,} of the flow: about {about}")
-
-    test = test if bundle.reader is None else Captioned(test, bundle.reader)
-    rows, task = subset(len(test), count, seed=seed), screen.task("likelihood")
-    with evaluating(bundle.denoiser):
-        found = likelihood(bundle.denoiser, test, rows, how, seed=seed, on_estimate=estimate, on_progress=task)
-    of = {"n": len(test), "source": test.source, "fingerprint": test.fingerprint}
-    return {**found, "data": of, "checkpoint": bundle.card, "seed": seed, "threads": torch.get_num_threads()}
-
-
-def _check_enough(bundle: Bundle, train: Data, test: Data) -> None:
-    """Refuse splits of fewer than two images, before a judge is trained on them."""
-    if min(len(train), len(test)) < 2:
-        part = bundle.recipe.data or Part("folder")
-        apart = (
-            ", trained with more held out: --set data.holdout=0.2"
-            if "holdout" in knobs(find("data", part.name))
-            else ""
-        )
-        raise BadArgument(
-            f"eval: got {len(train)} training and {len(test)} held-out images, need at least 2 of each; "
-            f"try a model of more images{apart}"
-        )
-
-
-def score_bundle(
-    bundle: Bundle, count: int, seed: int, data: Path | None, screen: Screen, *, batch: int = 256
-) -> dict[str, Any]:
-    """Score a model against its data: one dict of figures, as plain JSON.
-
-    Args:
-        bundle: the model, with the plan to sample by.
-        count: how many samples, ≥ 2.
-        seed: of the samples.
-        data: where the data are now, if not where they were.
-        screen: shows progress.
-        batch: samples at a time.
-    """
-    from inkdrop.evals.features import features_for
-    from inkdrop.evals.score import score
-
-    if count < 2:
-        raise BadArgument(f"eval: got {count} samples, need at least 2; try 1000")
-    train, test = _split(bundle, data, "train"), _split(bundle, data, "test")
-    _check_enough(bundle, train, test)
-    features = features_for(train, test, on_progress=screen.task("training the judge"))
-    parts = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
-    asked = [label for rows in parts for label in labels_by(bundle, test, rows)]
-    labels = torch.tensor(asked, dtype=torch.int64) if asked else None
-    show = screen.sampling(count, asks_of(bundle))
-
-    outside: list[float] = []
-
-    def batches() -> Iterator[Tensor]:
-        for rows in parts:
-
-            def heard(_: int, step: Step, done: int = rows.start) -> None:
-                show(done, step)
-
-            words: dict[str, Any] = vars(told_by(bundle, test, rows))
-            x = sample(bundle, len(rows), seed=seed, first=rows.start, batch=batch, on_step=heard, **words)
-            outside.append(float((x.abs() > 1).float().mean()))
-            yield x.clamp(-1, 1)
-
-    figures = score(batches(), train, test, features, labels=labels, seed=seed, on_progress=screen.task("scoring"))
-    how = {
-        "clamped": max(outside),  # the greatest share of values in a batch that left [-1, 1]
-        "checkpoint": bundle.card,
-        "plan": dump(bundle.recipe)["plan"],
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-    }
-    return {**figures, **how}
 
 
 def autoencoder_parts(name: str, data: Path | None, settings: Iterable[str]) -> tuple[Part, Part, Against]:

@@ -630,7 +630,8 @@ def test_score_holds_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
         looks.append(len(query))
         return nearest(query, data)
 
-    monkeypatch.setattr("inkdrop.evals.score.nearest", spy)
+    for module in ("score", "shelf"):
+        monkeypatch.setattr(f"inkdrop.evals.{module}.nearest", spy)
     parts = score(x.split(20), train, test, made, held_out=40)
     assert parts["nearest"].pop("mean") == pytest.approx(whole["nearest"].pop("mean"), rel=1e-12)
     assert parts["nearest"] == whole["nearest"]

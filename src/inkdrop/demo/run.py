@@ -19,10 +19,10 @@ from inkdrop.core.noise import normal
 from inkdrop.demo import plots
 from inkdrop.demo.report import render
 from inkdrop.errors import BadArgument
+from inkdrop.eval_jobs import score_bundle
 from inkdrop.evals.nearest import nearest
 from inkdrop.find import Part
 from inkdrop.generate import sample, steps
-from inkdrop.jobs import score_bundle
 from inkdrop.recipe import open_data
 from inkdrop.recipes.digits import digits
 from inkdrop.train.loop import fit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,71 +14,27 @@ from inkdrop.core.dataset import Data
 from inkdrop.errors import BadArgument, BadShape
 from inkdrop.evals.classifier import Classifier
 from inkdrop.evals.features import Features
-from inkdrop.evals.frechet import Moments, frechet
+from inkdrop.evals.interval import estimate, frechet_error
 from inkdrop.evals.judge import Judge
-from inkdrop.evals.kid import kid
 from inkdrop.evals.nearest import Copies, nearest
-from inkdrop.evals.stream import Progress, Reservoir, chunk_rows, chunks, subset
+from inkdrop.evals.pool import Meter, Pool
+from inkdrop.evals.shelf import Seen, Shelf, kept, look
+from inkdrop.evals.stream import Progress, chunk_rows, cut, subset
 
-__all__ = ["ENOUGH", "score"]
+__all__ = ["ENOUGH", "reference_shelf", "score"]
 
 ENOUGH = 2048
 """With fewer samples than this a warning says that FID is biased; it is the D of Inception, the customary least N."""
 
-_KID_ROWS = 10_000
+_PARTS = 20
+"""In how many parts the samples are dealt for the jackknife of FID."""
 
 _SOUND = 0.9
 """A classifier that is right on fewer held-out images than this share is warned of."""
 
 
-class _Pool:
-    """What is kept of one stream of images: moments, a bounded subset of the features, and the judge's tally."""
-
-    def __init__(self, features: Features, seed: int) -> None:
-        self.features = features
-        self.moments, self.kept = Moments(features.dim), Reservoir(_KID_ROWS, seed=seed)
-        self.judge = Judge(features.classes) if isinstance(features, Classifier) else None
-
-    def update(self, x: Tensor, labels: Tensor | None) -> None:
-        found = self.features(x)
-        self.moments.update(found)
-        self.kept.update(found)
-        if self.judge is not None and isinstance(self.features, Classifier):
-            self.judge.update(self.features.read(found), labels)
-
-    def fid(self, other: _Pool) -> float:
-        return frechet(self.moments.mean, self.moments.cov, other.moments.mean, other.moments.cov)
-
-    def kid(self, other: _Pool, subsets: int, size: int, seed: int) -> dict[str, Any]:
-        return kid(self.kept.rows, other.kept.rows, subsets=subsets, size=size, seed=seed)._asdict()
-
-
-class _Meter:
-    """Counts images over all phases; the total is what is known of it so far.
-
-    Args:
-        on_progress: is told.
-        held_out: how many held-out images are looked at, by neighbours and by features.
-        train: how many training images there are for the floor.
-        samples: how many samples are expected; 0 if that is not known.
-    """
-
-    def __init__(self, on_progress: Progress | None, held_out: int, train: int, samples: int) -> None:
-        self._tell, self._held_out, self._train, self._done = on_progress, held_out, train, 0
-        self.expect(samples)
-
-    def expect(self, samples: int) -> None:
-        self._total = self._held_out + 2 * samples + min(samples, self._train)
-
-    def add(self, count: int, text: str) -> None:
-        self._done += count
-        self._total = max(self._total, self._done)
-        if self._tell is not None:
-            self._tell(self._done, self._total, text)
-
-
 def score(
-    batches: Iterable[Tensor],
+    batches: Iterable[Tensor | Seen],
     train: Data,
     test: Data,
     features: Features,
@@ -89,6 +45,7 @@ def score(
     subset_size: int = 1000,
     held_out: int = 2000,
     on_progress: Progress | None = None,
+    shelf: Shelf | None = None,
 ) -> dict[str, Any]:
     """Score samples against the held-out images of their data set.
 
@@ -96,7 +53,7 @@ def score(
     with it. Memory does not grow with N: KID sees a random 10,000 of each set at most.
 
     Args:
-        batches: the samples, float (B, C, *S) in [-1, 1] each, N ≥ 2 in all.
+        batches: the samples, float (B, C, *S) in [-1, 1] each, N ≥ 2 in all; or what `look` saw of them.
         train: what the generator was trained on.
         test: held-out images of the same data set.
         features: from `features_for`.
@@ -106,10 +63,12 @@ def score(
         subset_size: rows of each set in a subset of KID, ≥ 2.
         held_out: how many held-out images are looked up in the training set for the rate of copies, ≥ 1.
         on_progress: is told how many images of all phases are done.
+        shelf: where what is seen of real images is kept, from `reference_shelf` of these data and features.
 
     Returns:
         Plain JSON without NaN, see the guide on evaluation: n, shape, resize, reference, splits, features, fid,
-        fid_floor, kid, kid_floor, floor_n, classes, classes_real (None without classifier), nearest, warnings, seconds.
+        fid_floor, kid, kid_floor, floor_n, intervals, classes, classes_real (None without classifier), nearest,
+        warnings, seconds.
 
     Raises:
         BadArgument: fewer than 2 samples, held-out or training images; a number out of range.
@@ -119,12 +78,13 @@ def score(
     _check(train, test, held_out, labels)
     began = time.monotonic()
     rows = subset(len(test), held_out, seed=seed)
-    meter = _Meter(on_progress, len(rows) + len(test), len(train), 0 if labels is None else len(labels))
-    copies = Copies(torch.cat([_distances(x, train, meter) for _, x, _ in chunks(test, rows=rows)]))
+    meter = Meter(on_progress, len(rows) + len(test), len(train), 0 if labels is None else len(labels))
+    copies = Copies(_distances(train, test, rows, meter, shelf, f"near-{held_out}-{seed}"))
     made = _read_samples(batches, train, features, labels, copies, seed, meter)
     meter.expect(n := made.moments.n)
-    real = _read(test, None, features, seed, meter, "held-out images")
-    floor = _read(train, subset(len(train), n, seed=seed, draw=1), features, seed, meter, "training images")
+    real = _read(test, None, features, seed, meter, "held-out images", shelf, "test")
+    few = subset(len(train), n, seed=seed, draw=1)
+    floor = _read(train, few, features, seed, meter, "training images", shelf, f"train-{len(few)}-{seed}")
     figures = {
         "n": n,
         **_setting(train, test, features),
@@ -133,10 +93,35 @@ def score(
         "kid": made.kid(real, subsets, subset_size, seed),
         "kid_floor": floor.kid(real, subsets, subset_size, seed),
         "floor_n": floor.moments.n,
+        "intervals": None,
         **_verdicts(made.judge, real.judge),
         "nearest": copies.report(),
     }
+    figures["intervals"] = _intervals(figures, made, real)
     return {**figures, "warnings": _warnings(figures, labels), "seconds": round(time.monotonic() - began, 1)}
+
+
+def reference_shelf(train: Data, test: Data, features: Features) -> Shelf:
+    """Where what is seen of real images is kept: by the content of the data, their preprocessing and the extractor."""
+    data = {name: [data.fingerprint, len(data)] for name, data in (("train", train), ("test", test))}
+    about = {"data": data, "shape": list(train.shape), "resize": "none"}
+    return Shelf("reference", {**about, "features": [features.name, features.hash, features.dim]})
+
+
+def _intervals(figures: dict[str, Any], made: Pool, real: Pool) -> dict[str, Any]:
+    """95 % intervals of FID and KID over images, in which the training of the model stays as it is."""
+    found: dict[str, Any] = {"level": 0.95, "over": "images", "fid": None, "kid": None}
+    if min(part.n for part in made.parts) > 1:
+        se = frechet_error(made.parts, real.moments.mean, real.moments.cov)
+        found["fid"] = estimate(figures["fid"], se, len(made.parts) - 1)._asdict()
+    found["kid"] = estimate(figures["kid"]["mean"], figures["kid"]["se"])._asdict()
+    return {**found, "how": f"{_HOW}; one model: other trainings of its recipe may differ by more"}
+
+
+_HOW = (
+    f"fid: jackknife over {_PARTS} parts of the samples, held-out images as they are; kid: jackknife over the images "
+    "of both sets"
+)
 
 
 def _setting(train: Data, test: Data, features: Features) -> dict[str, Any]:
@@ -172,55 +157,93 @@ def _check(train: Data, test: Data, held_out: int, labels: Tensor | None) -> Non
         raise BadShape(f"score labels: got {labels.dtype} {tuple(labels.shape)}, need int64 (N,)")
 
 
-def _distances(x: Tensor, train: Data, meter: _Meter) -> Tensor:
-    found = nearest(x, train).distance
-    meter.add(len(x), "neighbours of held-out images")
-    return found
+def _distances(train: Data, test: Data, rows: list[int], meter: Meter, shelf: Shelf | None, name: str) -> Tensor:
+    """How near held-out images are to training images: (N,)."""
+    found = list[Tensor]()
+    for index, part in enumerate(cut(rows, chunk_rows(test.shape))):
+
+        def make(part: Sequence[int] = part) -> dict[str, Tensor]:
+            return {"distance": nearest(test.take(part)[0], train).distance}
+
+        found.append(kept(shelf, f"{name}-{index}", make)["distance"])
+        meter.add(len(part), "neighbours of held-out images")
+    return torch.cat(found)
 
 
-def _read(data: Data, rows: list[int] | None, features: Features, seed: int, meter: _Meter, text: str) -> _Pool:
+def _read(
+    data: Data,
+    rows: list[int] | None,
+    features: Features,
+    seed: int,
+    meter: Meter,
+    text: str,
+    shelf: Shelf | None,
+    name: str,
+) -> Pool:
     """Take in real images."""
-    pool = _Pool(features, seed)
-    for _, x, labels in chunks(data, rows=rows):
-        pool.update(x, labels)
-        meter.add(len(x), text)
+    pool = Pool(features, seed)
+    for index, part in enumerate(cut(range(len(data)) if rows is None else rows, chunk_rows(data.shape))):
+
+        def make(part: Sequence[int] = part) -> dict[str, Tensor]:
+            x, cond = data.take(part)
+            labels = {} if cond is None or cond.label is None else {"labels": cond.label}
+            return {"features": features(x), **labels}
+
+        seen = kept(shelf, f"{name}-{index}", make)
+        pool.update(seen["features"], seen.get("labels"))
+        meter.add(len(part), text)
     return pool
 
 
 def _read_samples(
-    batches: Iterable[Tensor],
+    batches: Iterable[Tensor | Seen],
     train: Data,
     features: Features,
     labels: Tensor | None,
     copies: Copies,
     seed: int,
-    meter: _Meter,
-) -> _Pool:
-    """Take in the samples; neighbours are looked up many at a time, for each look is a pass over the training set."""
-    pool, waiting, n = _Pool(features, seed), list[Tensor](), 0
-    for batch in batches:
-        check_state(batch, train.shape, "samples")
-        check_range(batch, "samples")
-        x = batch.detach().to("cpu", torch.float32)
-        asked = None if labels is None else labels[n : n + len(x)]
-        if asked is not None and len(asked) < len(x):
+    meter: Meter,
+) -> Pool:
+    """Take in the samples."""
+    pool, n = Pool(features, seed, _PARTS), 0
+    for seen in _looked(batches, train, features, meter):
+        count = len(seen.features)
+        asked = None if labels is None else labels[n : n + count]
+        if asked is not None and len(asked) < count:
             raise BadShape(f"score labels: got {len(asked) + n} for more samples, need one a sample")
-        pool.update(x, asked)
-        n += len(x)
-        waiting.append(x)
-        meter.add(len(x), "samples")
-        if sum(map(len, waiting)) >= chunk_rows(train.shape):
-            copies.update(nearest(torch.cat(waiting), train))
-            meter.add(sum(map(len, waiting)), "neighbours of samples")
-            waiting.clear()
+        pool.update(seen.features, asked)
+        copies.update(seen.near)
+        n += count
     if n < 2:
         raise BadArgument(f"score: got {n} samples, need at least 2; try 1000")
     if labels is not None and len(labels) != n:
         raise BadShape(f"score labels: got {len(labels)} for {n} samples, need one a sample")
-    if waiting:
-        copies.update(nearest(torch.cat(waiting), train))
-        meter.add(sum(map(len, waiting)), "neighbours of samples")
     return pool
+
+
+def _looked(batches: Iterable[Tensor | Seen], train: Data, features: Features, meter: Meter) -> Iterator[Seen]:
+    """What is seen of the samples; many at a time, for each look at neighbours is a pass over the training set."""
+    waiting = list[Tensor]()
+
+    def flush() -> Iterator[Seen]:
+        if waiting:
+            x = torch.cat(waiting)
+            yield look(x, train, features)
+            meter.add(len(x), "neighbours of samples")
+            waiting.clear()
+
+    for batch in batches:
+        if isinstance(batch, Seen):
+            yield batch
+            meter.add(2 * len(batch.features), "samples")
+            continue
+        check_state(batch, train.shape, "samples")
+        check_range(batch, "samples")
+        waiting.append(batch.detach().to("cpu", torch.float32))
+        meter.add(len(batch), "samples")
+        if sum(map(len, waiting)) >= chunk_rows(train.shape):
+            yield from flush()
+    yield from flush()
 
 
 def _warnings(figures: dict[str, Any], labels: Tensor | None) -> list[str]:

@@ -13,7 +13,7 @@ from inkdrop.core.dataset import Data
 from inkdrop.core.noise import generator
 from inkdrop.errors import BadArgument, BadShape
 
-__all__ = ["Progress", "Reservoir", "chunk_rows", "chunks", "subset"]
+__all__ = ["Progress", "Reservoir", "chunk_rows", "chunks", "cut", "subset"]
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """f(done, total, text): how far a task is; total may grow where the number of samples is not known beforehand."""
@@ -41,9 +41,14 @@ def chunks(
     """
     order: Sequence[int] = range(len(data)) if rows is None else rows
     step = chunk_rows(data.shape) if size is None else size
-    for first in range(0, len(order), step):
-        x, cond = data.take(order[first : first + step])
-        yield first, x, None if cond is None else cond.label
+    for index, part in enumerate(cut(order, step)):
+        x, cond = data.take(part)
+        yield index * step, x, None if cond is None else cond.label
+
+
+def cut(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Rows in parts of `size`, the last of which may be smaller."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
 def subset(count: int, most: int, *, seed: int, draw: int = 0) -> list[int]:

@@ -1,0 +1,87 @@
+"""The commands that score models and compare them: `inkdrop eval` and `inkdrop compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inkdrop.options import (
+    Checkpoint,
+    Clip,
+    Combine,
+    Device,
+    GridName,
+    Guidance,
+    Guide,
+    Judge,
+    NoiseKind,
+    Sampler,
+    Seed,
+    Set,
+    Steps,
+    Trust,
+    Weak,
+    Weights,
+)
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    n: Annotated[
+        int | None, typer.Option("-n", "--number", help="How many samples (1000), or held-out images for --nll (64).")
+    ] = None,
+    nll: Annotated[bool, typer.Option("--nll", help="Bits a dimension of held-out data instead; knobs: nll.*")] = False,
+    data: Annotated[Path | None, typer.Option(help="Where the data are, if they moved since training.")] = None,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    grid: GridName = None,
+    guidance: Guidance = None,
+    clip: Clip = None,
+    guide: Guide = None,
+    combine: Combine = None,
+    noise: NoiseKind = None,
+    weak: Weak = None,
+    classifier: Judge = None,
+    seed: Seed = None,
+    settings: Set = None,
+    weights: Weights = "ema",
+    out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as one line of JSON, not as a table.")
+    ] = False,
+    trust: Trust = False,
+    device: Device = "auto",
+) -> None:
+    """Score a model, with real data beside it.
+
+    FID, KID, classes, sureness, and copies of training images. Stopped at any time, the same command goes on.
+    """
+    from inkdrop import eval_jobs, jobs
+    from inkdrop.files import refuse_file
+    from inkdrop.screen import Screen, print_likelihood, print_scores
+
+    bundle = jobs.open_bundle(checkpoint, weights, trust, device, weak, classifier)
+    changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
+    changes |= {"guide": guide or None, "combine": combine, "noise": noise}
+    if not nll:
+        bundle = jobs.with_plan(bundle, changes, settings or ())
+    used = bundle.recipe.train.seed if seed is None else seed
+    if out is not None:
+        refuse_file(out)
+    with Screen() as screen:
+        if nll:
+            count = 64 if n is None else n
+            figures = eval_jobs.likelihood_of(bundle, count, used, data, changes, settings or (), screen)
+        else:
+            figures = eval_jobs.score_bundle(bundle, 1000 if n is None else n, used, data, screen)
+    if as_json:
+        typer.echo(json.dumps(figures, allow_nan=False))
+    else:
+        (print_likelihood if nll else print_scores)(figures)
+    if out is not None:
+        jobs.write_figures(figures, out)
