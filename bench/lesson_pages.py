@@ -1,0 +1,164 @@
+"""The tables and plots of bench/lessons.py, all from its record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from inkdrop import picture
+from inkdrop.evals.interval import difference_of_means, mean_of
+
+TITLES = {
+    1: "Linear against cosine, by steps",
+    2: "DDPM against DDIM, from the same noise",
+    3: "What the net predicts: eps, x0, v, flow",
+    4: "Learned against fixed variance",
+    5: "Averaged weights on and off",
+    6: "Guidance scale",
+    7: "Four families: GAN, VAE, PixelCNN, diffusion",
+    8: "How many steps the chain has",
+    9: "beta against beta-tilde",
+    10: "With and without time",
+    11: "Two levels against three, at equal compute",
+}
+SHARED = {
+    2: "samples of row 1's cosine model, seed 0",
+    3: "v is row 1's cosine model",
+    4: "fixed variances: row 3's eps model, seed 0",
+    5: "the first two: row 1's cosine model, seed 0",
+    7: "diffusion is row 1's cosine model",
+    8: "T = 1000 is row 1's cosine model, seed 0",
+    9: "row 1's cosine model, seed 0",
+    10: "told the time: row 1's cosine model, seed 0",
+    11: "three levels: row 1's cosine model, seed 0",
+}
+COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b")
+
+
+def settings_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each setting, in the order in which they come."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["setting"], []).append(row)
+    return found
+
+
+def cell(rows: Sequence[dict[str, Any]], key: str, factor: float = 1, digits: int = 2) -> str:
+    """A mean over seeds with its t-interval; of one seed the value, with the interval over images if there is one."""
+    values = [factor * row[key] for row in rows]
+    if len(values) > 1:
+        found = mean_of(values)
+        return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    se = rows[0].get(f"{key}_se")
+    return f"{values[0]:.{digits}f}" + ("" if se is None else f" ± {1.96 * factor * se:.{digits}f}")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
+    """A table in Markdown, a line a setting."""
+    bits = any(isinstance(row.get("bits"), dict) for row in rows)
+    heads = ["setting", "seeds", "KID × 1000", "FID", "precision", "recall", "missing", "deviation", "asks", "sampling"]
+    heads += ["bits/dim"] if bits else []
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{' --- |' * len(heads)}"
+    for setting, own in settings_of(rows).items():
+        missing = sum(len(row["missing"]) for row in own)
+        cells = [setting, str(len(own)), cell(own, "kid", 1000), cell(own, "fid"), cell(own, "precision")]
+        cells += [cell(own, "recall"), str(missing), cell(own, "deviation", digits=3)]
+        cells += [str(own[0].get("asks", "–")), f"{own[0]['sampling']:.3g} s" if "sampling" in own[0] else "–"]
+        cells += [f"{own[0]['bits']['bits']:.3f} ± {1.96 * own[0]['bits']['se']:.3f}"] if bits else []
+        yield f"| {' | '.join(cells)} |"
+
+
+def gaps(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
+    """For settings of several seeds, by how much the first differs from each other one: Welch's interval over seeds."""
+    many = {name: own for name, own in settings_of(rows).items() if len(own) > 1 and " at " not in name}
+    for index, (name, own) in enumerate(many.items()):
+        for other, theirs in list(many.items())[index + 1 :]:
+            found = difference_of_means([1000 * r["kid"] for r in own], [1000 * r["kid"] for r in theirs])
+            clear = "clear" if found.low > 0 or found.high < 0 else "not clear"
+            yield f"| {name} − {other} | {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] | {clear} |"
+
+
+def write_pages(record: dict[str, Any], work: Path, path: Path, images: Path) -> None:
+    """Write lessons.md, and a plot for each row that is there."""
+    real = record["real"]
+    lines = [
+        "# Lessons, measured",
+        "",
+        f"`{record['command']}`",
+        "",
+        f"{record['data']}, at most 0.6 M parameters, {record['minutes']:g} minutes of one core a training, "
+        f"N = {record['samples']:,} samples, features of the classifier {record['judge']['hash']} (right on "
+        f"{record['judge']['accuracy']:.2%}). As many training images have KID × 1000 = {1000 * real['kid']:.2f} ± "
+        f"{1960 * real['kid_se']:.2f}, FID {real['fid']:.2f}, precision {real['precision']:.2f}, recall "
+        f"{real['recall']:.2f}.",
+        "",
+        "Brackets are 95 % t-intervals over training seeds. A ± is 1.96 standard errors over the images of one model: "
+        "other trainings may differ by more. KID × 1000 below 0 is possible for equal distributions.",
+    ]
+    images.mkdir(parents=True, exist_ok=True)
+    for number, rows in ((int(key), rows) for key, rows in record["rows"].items() if rows):
+        lines += ["", f"## {number}. {TITLES[number]}", ""]
+        lines += [f"Shared trainings: {SHARED[number]}.", ""] if number in SHARED else []
+        lines += list(table(rows))
+        if found := list(gaps(rows)):
+            lines += ["", "| difference of KID × 1000, over seeds | | |", "| --- | --- | --- |", *found]
+        draw(number, rows, real, images / f"lessons-{number}.png")
+        grid(rows, work, images / f"lessons-{number}-samples.png")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def grid(rows: Sequence[dict[str, Any]], work: Path, path: Path) -> None:
+    """Ten samples of each setting's first seed, a row a setting."""
+    seen, shown = set[str](), []
+    for row in rows:
+        file = work / "figures" / f"{row['key']}.npy"
+        if row["setting"] not in seen and file.exists() and " at " not in row["setting"]:
+            seen.add(row["setting"])
+            shown.append(torch.from_numpy(np.load(file, allow_pickle=False))[:10])
+    if shown and all(len(x) == 10 for x in shown):
+        picture.save_grid(torch.cat(shown), path, columns=10, scale=2)
+
+
+def draw(number: int, rows: Sequence[dict[str, Any]], real: dict[str, Any], path: Path) -> None:
+    """KID by setting with its interval; in row 6 fidelity against diversity; in row 7 quality, diversity and time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    by_setting = {name: own for name, own in settings_of(rows).items() if " at " not in name}
+    for place, own in enumerate(by_setting.values()):
+        values = [1000 * row["kid"] for row in own]
+        reach = mean_of(values).high - mean_of(values).value if len(own) > 1 else 1960 * own[0]["kid_se"]
+        mean = sum(values) / len(values)
+        left.errorbar([mean], [-place], xerr=[reach], fmt="o", color=COLOURS[place % len(COLOURS)], capsize=3)
+        left.plot(values, [-place] * len(values), "|", color="#444444")
+    left.axvline(1000 * real["kid"], color="#444444", linestyle=":", label="training images")
+    left.set_yticks([-i for i in range(len(by_setting))], list(by_setting), fontsize=8)
+    left.set_xlabel("KID × 1000, lower is better")
+    if min(1000 * r["kid"] for r in rows) > 0 and max(r["kid"] for r in rows) > 30 * min(r["kid"] for r in rows):
+        left.set_xscale("log")
+    left.legend(frameon=False, fontsize=8)
+    for place, (name, own) in enumerate(by_setting.items()):
+        x = [row["recall"] for row in own]
+        y = [row["precision"] for row in own]
+        time = own[0].get("sampling")
+        size = 40 if number != 7 or not time else 30 + 25 * max(0.0, math.log10(1000 * time / own[0]["n"]) + 2)
+        right.scatter(x, y, s=size, color=COLOURS[place % len(COLOURS)], alpha=0.8)
+        note = name if number != 7 or not time else f"{name}: {1000 * time / own[0]['n']:.3g} ms"
+        right.annotate(note, (x[0], y[0]), (6, 4), textcoords="offset points", fontsize=7)
+    right.plot([real["recall"]], [real["precision"]], "*", markersize=12, color="#444444")
+    where = (real["recall"], real["precision"])
+    right.annotate("training images", where, (-30, -14), textcoords="offset points", fontsize=7)
+    title = "recall: diversity" + ("; area and text: time a sample" if number == 7 else "")
+    right.set(xlabel=title, ylabel="precision: fidelity")
+    right.margins(0.15)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
