@@ -12,7 +12,7 @@ import typer
 
 from inkdrop import __version__
 from inkdrop.cli_edit import edit
-from inkdrop.cli_eval import evaluate
+from inkdrop.cli_eval import compare, evaluate
 from inkdrop.cli_hub import hub
 from inkdrop.cli_parts import make_ema, train_autoencoder, train_classifier
 from inkdrop.errors import Busy, Cancelled, InkdropError
@@ -226,6 +226,7 @@ def sample(
 
 
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("classifier")(train_classifier)
 app.command("autoencoder")(train_autoencoder)
 app.command("ema")(make_ema)

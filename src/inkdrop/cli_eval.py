@@ -27,7 +27,7 @@ from inkdrop.options import (
     Weights,
 )
 
-__all__ = ["evaluate"]
+__all__ = ["compare", "evaluate"]
 
 
 def evaluate(
@@ -85,3 +85,36 @@ def evaluate(
         (print_likelihood if nll else print_scores)(figures)
     if out is not None:
         jobs.write_figures(figures, out)
+
+
+def compare(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Run folders, or checkpoints, of one data set.")],
+    n: Annotated[int, typer.Option("-n", "--number", help="Samples of each entry, at most.")] = 1000,
+    data: Annotated[Path | None, typer.Option(help="Where the data are, if they moved since training.")] = None,
+    sampler: Annotated[list[str] | None, typer.Option(help="Sampler; repeatable: each is an entry.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Steps; repeatable: each is an entry.")] = None,
+    guidance: Annotated[list[float] | None, typer.Option(help="Guidance scale; repeatable: each is an entry.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Sample no more than this takes: 90s, 15m, 2h or 200000asks.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, the same for all.")] = 0,
+    weights: Weights = "ema",
+    out: Annotated[Path, typer.Option(help="Folder of the report; that of the same comparison goes on.")] = Path(
+        "compare"
+    ),
+    trust: Trust = False,
+    device: Device = "auto",
+) -> None:
+    """Compare models, samplers, steps and guidance scales, from the same noise.
+
+    Every checkpoint with every sampler, number of steps and scale. Writes OUT/report.html, report.md and compare.json.
+    """
+    from inkdrop import jobs
+    from inkdrop.compare.run import run_compare
+    from inkdrop.screen import Screen
+
+    bundles = [(path.name, jobs.open_bundle(path, weights, trust, device)) for path in checkpoints]
+    ways: dict[str, Any] = {"samplers": sampler or (), "steps": steps or (), "guidance": guidance or ()}
+    with Screen() as screen:
+        report = run_compare(bundles, out, data=data, count=n, seed=seed, budget=budget, screen=screen, **ways)
+    typer.echo(f"report: {report}")

@@ -1,0 +1,233 @@
+"""Run a comparison: plan, sample, score, set in order, report; stopped at any time, the same call goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from inkdrop import picture
+from inkdrop.bundle import Bundle
+from inkdrop.compare import plots
+from inkdrop.compare.question import Entry, afford, entries_of, question_of, read_plan
+from inkdrop.compare.report import render
+from inkdrop.core.dataset import Data
+from inkdrop.demo.plots import need_matplotlib
+from inkdrop.errors import BadArgument
+from inkdrop.eval_jobs import check_enough, seconds_text, split_of
+from inkdrop.evals.features import Features, features_for
+from inkdrop.evals.interval import difference_of_means, mean_of
+from inkdrop.evals.nearest import Near
+from inkdrop.evals.paired import gap, redraw
+from inkdrop.evals.prdc import prdc
+from inkdrop.evals.score import reference_shelf, score
+from inkdrop.evals.shelf import Seen
+from inkdrop.evals.stream import chunks, subset
+from inkdrop.generate import sample
+from inkdrop.train.record import describe_run, write_atomically
+
+if TYPE_CHECKING:
+    from inkdrop.screen import Screen
+
+__all__ = ["run_compare"]
+
+SHOWN = 10
+"""Images of each entry in the grid."""
+
+
+def run_compare(
+    bundles: Sequence[tuple[str, Bundle]],
+    out: Path,
+    *,
+    data: Path | None,
+    count: int,
+    seed: int,
+    samplers: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    guidance: Sequence[float] = (),
+    budget: str | None = None,
+    screen: Screen,
+) -> Path:
+    """Compare models and ways to sample them, and return the path of the report.
+
+    Args:
+        bundles: names and models of one data set.
+        out: a new folder, or that of the same comparison, which goes on.
+        data: where the data are now, if not where they were.
+        count: images of each entry, at most, ≥ 2.
+        seed: of the noise, the same for all.
+        samplers: by name; each model's own if none.
+        steps: of the samplers; each model's own if none.
+        guidance: scales; each model's own if none.
+        budget: of time or asks for the sampling, as `read_budget` reads it.
+        screen: shows progress.
+
+    Raises:
+        BadArgument: nothing to compare, other data, too little budget, or a folder that holds something else.
+        MissingExtra: matplotlib is not installed.
+    """
+    need_matplotlib()
+    if count < 2:
+        raise BadArgument(f"compare: got {count} samples, need at least 2; try 1000")
+    entries = entries_of(bundles, samplers, steps, guidance)
+    train, test = (split_of(bundles[0][1], data, split) for split in ("train", "test"))
+    check_enough(bundles[0][1], train, test)
+    _check_data(bundles, train)
+    question = question_of(entries, count, seed, budget)
+    plan = read_plan(out, question)
+    if plan is None:
+        n, seconds = afford(entries, count, budget, test)
+        plan = {"question": question, "n": n, "seconds_an_image": seconds}
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "plan.json", plan)
+    _say_plan(entries, plan, screen)
+    features = features_for(train, test, on_progress=screen.task("training the judge"))
+    rows, seen = [], []
+    for entry in entries:
+        figures, found = _answer(entry, plan["n"], seed, train, test, features, screen)
+        rows.append(figures)
+        seen.append(found)
+    real = torch.cat([features(x) for _, x, _ in chunks(test)])
+    _balls(rows, seen, real, seed)
+    record = _record(entries, rows, plan, seed, train, test, features)
+    record |= {"recipes": _recipes(entries, rows), "differences": _differences(entries, rows, seen, real, seed)}
+    _draw(entries, rows, out, seed)
+    write_atomically(out / "compare.json", record)
+    return render(out, record)
+
+
+def _check_data(bundles: Sequence[tuple[str, Bundle]], train: Data) -> None:
+    """Refuse models that say they were trained on other data."""
+    for name, bundle in bundles:
+        known = bundle.card.get("fingerprint")
+        if known is not None and known != train.fingerprint:
+            raise BadArgument(f"compare: {name} was trained on other data than these; compare models of one data set")
+
+
+def _say_plan(entries: Sequence[Entry], plan: dict[str, Any], screen: Screen) -> None:
+    n, total = plan["n"], plan["n"] * sum(plan["seconds_an_image"])
+    for entry, each in zip(entries, plan["seconds_an_image"], strict=True):
+        screen.say(f"{entry.label}: {n:,} images, {entry.facts()['asks']:,} asks each: about {seconds_text(n * each)}")
+    screen.say(f"in all about {seconds_text(total)} of sampling; what is in the cache is not drawn again")
+
+
+def _answer(
+    entry: Entry, count: int, seed: int, train: Data, test: Data, features: Features, screen: Screen
+) -> tuple[dict[str, Any], Tensor]:
+    """The figures of one entry, and its features (N, D) in the order of the noise."""
+    samples = entry.samples(count, seed, train, test, features)
+    kept, spent, shelf = list[Tensor](), list[float](), samples.shelf()
+
+    def seen() -> Any:
+        for found in samples.seen(shelf, screen):
+            kept.append(found["features"])
+            spent.append(float(found["seconds"]))
+            yield Seen(found["features"], Near(found["distance"], found["row"].tolist()))
+
+    reference = reference_shelf(train, test, features)
+    labels = samples.labels()
+    figures = score(seen(), train, test, features, labels=labels, seed=seed, shelf=reference)
+    keys = ("n", "fid", "fid_floor", "kid", "kid_floor", "intervals", "classes", "warnings")
+    row = {**entry.facts(), **{key: figures[key] for key in keys}}
+    row |= {
+        "copies": figures["nearest"]["rate"],
+        "seconds": sum(spent),
+        "seconds_a_thousand": 1000 * sum(spent) / count,
+    }
+    return row, torch.cat(kept)
+
+
+def _balls(rows: list[dict[str, Any]], seen: Sequence[Tensor], real: Tensor, seed: int) -> None:
+    """Add precision and recall to the rows, against as many held-out images as there are samples, 2,000 at most."""
+    few = real[subset(len(real), min(len(seen[0]), 2000), seed=seed, draw=3)]
+    for row, features in zip(rows, seen, strict=True):
+        enough = min(len(few), len(features)) > 5
+        found = prdc(few, features[:2000])._asdict() if enough else None
+        row["precision"], row["recall"] = (None, None) if found is None else (found["precision"], found["recall"])
+
+
+def _record(
+    entries: Sequence[Entry],
+    rows: list[dict[str, Any]],
+    plan: dict[str, Any],
+    seed: int,
+    train: Data,
+    test: Data,
+    features: Features,
+) -> dict[str, Any]:
+    """What was compared, on what, with what."""
+    return {
+        "n": plan["n"],
+        "asked_for": plan["question"]["n"],
+        "budget": plan["question"]["budget"],
+        "seed": seed,
+        "resize": "none",
+        "data": {
+            name: {"n": len(data), "source": data.source, "fingerprint": data.fingerprint}
+            for name, data in (("train", train), ("test", test))
+        },
+        "features": {"name": features.name, "hash": features.hash, "dim": features.dim, "note": features.note},
+        "run": describe_run(seed),
+        "entries": rows,
+    }
+
+
+def _groups(entries: Sequence[Entry]) -> dict[str, list[int]]:
+    """Entries that differ by the seed of their training alone."""
+    found: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        found.setdefault(entry.recipe, []).append(index)
+    return found
+
+
+def _recipes(entries: Sequence[Entry], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over training seeds and its t-interval, of each recipe of which there are several runs."""
+    return [
+        {
+            "entries": [entries[i].label for i in group],
+            "over": "training seeds",
+            "kid": mean_of([rows[i]["kid"]["mean"] for i in group])._asdict(),
+            "fid": mean_of([rows[i]["fid"] for i in group])._asdict(),
+        }
+        for group in _groups(entries).values()
+        if len(group) > 1
+    ]
+
+
+def _differences(
+    entries: Sequence[Entry], rows: Sequence[dict[str, Any]], seen: Sequence[Tensor], real: Tensor, seed: int
+) -> list[dict[str, Any]]:
+    """By how much each two recipes differ: over training seeds where both have several, else over images."""
+    drawn, groups = redraw(seen, real, seed=seed), list(_groups(entries).values())
+    found = []
+    for index, a in enumerate(groups):
+        for b in groups[index + 1 :]:
+            over = "training seeds" if min(len(a), len(b)) > 1 else "images"
+            for metric in ("kid", "fid"):
+                if over == "images":
+                    gone = gap(drawn[a[0]], drawn[b[0]], metric)
+                else:
+                    values = [[_value(rows[i], metric) for i in group] for group in (a, b)]
+                    gone = difference_of_means(*values)
+                pair = {"a": entries[a[0]].label, "b": entries[b[0]].label, "metric": metric, "over": over}
+                found.append({**pair, **gone._asdict(), "clear": gone.low > 0 or gone.high < 0})
+    return found
+
+
+def _value(row: dict[str, Any], metric: str) -> float:
+    value: float = row["kid"]["mean"] if metric == "kid" else row["fid"]
+    return value
+
+
+def _draw(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], out: Path, seed: int) -> None:
+    """Plots, and samples of all entries from the same noise, a row an entry."""
+    pictures = out / "pictures"
+    pictures.mkdir(exist_ok=True)
+    plots.cost(rows, pictures / "cost.png")
+    plots.trade(rows, pictures / "trade.png")
+    if len(entries[0].bundle.shape) == 3:
+        x = [sample(entry.bundle, SHOWN, seed=seed) for entry in entries]
+        picture.save_grid(torch.cat(x), pictures / "samples.png", columns=SHOWN, scale=4 if x[0].shape[-1] < 40 else 1)

@@ -1,0 +1,202 @@
+"""`inkdrop eval` and `inkdrop compare`, from outside: resumed to the bit, keyed by what matters, plain JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inkdrop import drawn
+from inkdrop.bundle import load
+from inkdrop.cli import main
+from inkdrop.compare.question import read_budget
+from inkdrop.data.digits import digits
+from inkdrop.drawn import Samples, identity
+from inkdrop.errors import BadArgument
+from inkdrop.evals.features import Pixels
+from inkdrop.jobs import with_plan
+
+pytestmark = pytest.mark.app
+
+TINY = ("train.batch=8", "train.steps=4", "net.width=8", "plan.steps=3")
+
+
+def settings(*each: str) -> list[str]:
+    return [part for text in each for part in ("--set", text)]
+
+
+def run(*args: object, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in args])
+    assert (end.value.code or 0) == code
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs of digits, two of one recipe with other seeds."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, more in (("a0", ()), ("a1", ("train.seed=1",)), ("b0", ("schedule=linear",))):
+        run("train", "digits", "--out", folder / name, *settings(*TINY, *more))
+    return folder
+
+
+def figures_of(path: Path) -> dict[str, Any]:
+    """What an evaluation wrote, without what differs from run to run."""
+    record = json.loads(path.read_text())
+    return {key: value for key, value in record.items() if key not in ("seconds", "sampling_seconds")}
+
+
+def test_eval_is_resumed_to_the_bit(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it samples, the same command goes on; the figures are those of one that was not."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "inkdrop", "eval", str(runs / "a0"), "-n", "700", "--steps", "40"]
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    first = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "killed.json")],
+        env=env | {"INKDROP_CACHE": str(cut)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not list(cut.glob("samples/*/drawn-*")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert [path.name for path in cut.glob("samples/*/drawn-*")] != []
+    assert not list(cut.glob("samples/*/seen-*"))
+    assert not (tmp_path / "killed.json").exists()
+    said = {}
+    for name, cache in (("again", cut), ("unbroken", whole)):
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / f"{name}.json")],
+            env=env | {"INKDROP_CACHE": str(cache)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said[name] = done.stderr
+    assert re.search(r"(256|512) are in the cache; (444|188) samples of 40 asks each: about", said["again"])
+    assert "700 samples of 40 asks each: about" in said["unbroken"]
+    assert figures_of(tmp_path / "again.json") == figures_of(tmp_path / "unbroken.json")
+    assert not list(cut.glob("samples/*/drawn-*"))
+
+
+def test_eval_prints_one_line_of_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("eval", runs / "a0", "-n", 60, "--sampler", "heun", "--steps", 2, "--json")
+    shown = capsys.readouterr()
+    [line] = shown.out.splitlines()
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert (found["n"], found["resize"], found["reference"], found["seed"]) == (60, "none", "test", 0)
+    assert (found["plan"]["sampler"]["name"], found["plan"]["steps"], found["asks"]) == ("heun", 2, 3)
+    assert len(found["features"]["hash"]) == 12
+    assert found["intervals"]["over"] == "images"
+    assert found["intervals"]["fid"]["low"] < found["fid"] < found["intervals"]["fid"]["high"]
+    assert found["intervals"]["kid"]["value"] == found["kid"]["mean"]
+    for key in ("hardware", "versions", "commit", "threads", "seconds", "sampling_seconds"):
+        assert key in found
+    assert found["versions"]["torch"] == torch.__version__
+
+
+def test_the_cache_is_keyed_by_all_that_matters(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another weight, plan, seed, batch, data or extractor is another entry; another place of the same data is not."""
+    train, test, pixels = digits("train"), digits("test"), Pixels((1, 8, 8))
+    bundle = load(runs / "a0")
+
+    def at(model: Any = bundle, seed: int = 0, features: Any = pixels, batch: int = 256, data: Any = train) -> Path:
+        return Samples(model, 10, seed, data, test, features, batch).shelf().folder
+
+    changed = load(runs / "a0")
+    with torch.no_grad():
+        next(changed.denoiser.parameters()).view(-1)[0] += 1e-6
+    other = Pixels((1, 8, 8))
+    other.hash = "0" * 12
+    ways = [at(), at(changed), at(seed=1), at(batch=128), at(features=other), at(data=test), at(load(runs / "b0"))]
+    ways += [at(with_plan(bundle, {"steps": 4}, ())), at(with_plan(bundle, {"sampler": "ddpm"}, ()))]
+    ways += [at(with_plan(bundle, {"sampler": "ddim"}, ["sampler.eta=0.5"])), at(load(runs / "a0", weights="raw"))]
+    assert len(set(ways)) == len(ways)
+    assert at(load(runs / "a0")) == at()
+    assert identity(bundle) == json.loads(json.dumps(identity(bundle), allow_nan=False))
+
+
+def test_compare_writes_a_report_and_goes_on(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three runs at two numbers of steps; asked again, nothing is drawn; another question is refused."""
+    models = [runs / name for name in ("a0", "a1", "b0")]
+    asked = ["-n", 80, "--steps", 2, "--steps", 4, "--out", tmp_path / "out"]
+    run("compare", *models, *asked)
+    shown = capsys.readouterr()
+    assert "a0, 2 steps: 80 images, 2 asks each: about" in shown.err
+    assert "in all about" in shown.err
+    record = json.loads((tmp_path / "out" / "compare.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    labels = [entry["label"] for entry in record["entries"]]
+    assert labels == [f"{name}, {steps} steps" for name in ("a0", "a1", "b0") for steps in (2, 4)]
+    assert [group["entries"] for group in record["recipes"]] == [
+        ["a0, 2 steps", "a1, 2 steps"],
+        ["a0, 4 steps", "a1, 4 steps"],
+    ]
+    over = {(d["a"], d["b"]): d["over"] for d in record["differences"]}
+    assert over["a0, 2 steps", "a0, 4 steps"] == "training seeds"
+    assert over["a0, 2 steps", "b0, 2 steps"] == "images"
+    first = record["entries"][0]
+    assert first["n"] == 80
+    assert 0 <= first["precision"] <= 1
+    assert first["seconds_a_thousand"] == pytest.approx(first["seconds"] / 80 * 1000)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert all(label in text for label in labels)
+        assert f"{first['fid']:.2f}" in text
+    assert {p.name for p in (tmp_path / "out" / "pictures").iterdir()} == {"cost.png", "trade.png", "samples.png"}
+    monkeypatch.setattr(drawn, "sample", lambda *_, **__: pytest.fail("a sample was drawn again"))
+    run("compare", *models, *asked)
+    again = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert again["entries"] == record["entries"]
+    assert again["differences"] == record["differences"]
+    run("compare", *models[:2], *asked, code=2)
+    assert "holds another comparison" in capsys.readouterr().err
+
+
+def test_a_budget_bounds_the_images_of_all_alike(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run("compare", runs / "a0", "-n", 5000, "--steps", 2, "--steps", 3, "--budget", "300asks", "--out", out)
+    record = json.loads((out / "compare.json").read_text())
+    assert [entry["n"] for entry in record["entries"]] == [60, 60]  # 300 // (2 + 3)
+    assert "5000 were asked for" in (out / "report.md").read_text()
+    run("compare", runs / "a0", "--steps", 2, "--steps", 3, "--budget", "100asks", "--out", tmp_path / "no", code=2)
+    assert "too little for 50 images of each of 2 entries, which take about 250 asks" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_budgets_are_read() -> None:
+    assert read_budget("90s") == ("seconds", 90)
+    assert read_budget("1.5h") == ("seconds", 5400)
+    assert read_budget("2000asks") == ("asks", 2000)
+    for bad in ("90", "s", "-3s", "0asks", "infs", "nanm"):
+        with pytest.raises(BadArgument, match="budget: got"):
+            read_budget(bad)
+
+
+def test_compare_refuses(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args, text in (
+        ([runs / "a0"], "one model and one way"),
+        ([runs / "a0", runs / "a0"], "two entries of one name"),
+        ([runs / "a0", runs / "b0", "-n", 1], "need at least 2"),
+    ):
+        run("compare", *args, "--out", tmp_path / "new", code=2)
+        assert text in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    run("compare", runs / "a0", runs / "b0", "--out", tmp_path / "mine", code=2)
+    assert "is not the folder of a comparison" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
