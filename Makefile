@@ -10,11 +10,11 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help env demo lint check test slow docs reference format clean
+.PHONY: help env demo lint check test slow bench-toy docs reference format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1@/' | awk -F@ '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1@/' | awk -F@ '{printf "  make %-10s %s\n", $$1, $$2}'
 
 env: $(VENV)/.dev ## make the environment of a developer in .venv, from the pinned constraints
 
@@ -36,6 +36,9 @@ test: $(VENV)/.dev ## the whole test suite
 
 slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow
+
+bench-toy: $(VENV)/.runtime ## run one toy comparison again, in 2 minutes; fails if its score is outside the stated interval
+	OMP_NUM_THREADS=1 $(BIN)/python bench/toy.py
 
 docs: $(VENV)/.dev ## check the generated reference and build the site into site/
 	$(BIN)/python scripts/reference.py --check

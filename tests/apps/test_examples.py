@@ -34,7 +34,8 @@ pytestmark = pytest.mark.app
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-PROGRAMS = ("circles", "ddpm_vs_ddim", "first_model", "forward_process", "linear_vs_cosine", "numpy_1d")
+BASELINES = ("gan", "pixelcnn", "vae")
+PROGRAMS = ("circles", "ddpm_vs_ddim", "first_model", "forward_process", "linear_vs_cosine", "numpy_1d", *BASELINES)
 GUIDE = ROOT / "docs" / "guides" / "examples.md"
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
@@ -218,6 +219,54 @@ def test_circles(folder: Path) -> None:
     assert real is not None
     assert 0.95 < float(real[1]) <= 1
     assert max(round_) < 0.6
+
+
+# ---- the other families ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_trains_and_saves_its_samples(name: str, folder: Path) -> None:
+    """The samples are in [-1, 1], the picture shows the first of them, and a seed says all."""
+    for out in ("one", "two"):
+        start(str(EXAMPLES / f"{name}.py"), "--steps", "12", "--samples", "20", "--out", out, cwd=folder)
+    x, again = (np.load(folder / out / f"{name}.npy", allow_pickle=False) for out in ("one", "two"))
+    assert (x.shape, x.dtype) == ((20, 1, 8, 8), np.float32)
+    assert float(np.abs(x).max()) <= 1
+    np.testing.assert_array_equal(x, again)
+    facts = json.loads((folder / "one" / f"{name}.json").read_text(encoding="utf-8"))
+    assert facts["updates"] == 12
+    assert 10_000 < facts["parameters"] < 600_000
+    assert min(facts["training"], facts["sampling"]) > 0
+    assert Image.open(folder / "one" / f"{name}.png").size[0] > 8
+
+
+def test_pixelcnn_looks_back_only_and_its_crop_is_exact(tmp_path: Path) -> None:
+    """The answer for a pixel depends on the pixels before it alone, and is the same from the crop that is drawn."""
+    done = start("-c", LOOK, str(EXAMPLES / "pixelcnn.py"), "--steps", "3", "--samples", "2", cwd=tmp_path)
+    assert done.splitlines()[-1] == "looks back"
+
+
+LOOK = """
+import runpy, sys, torch
+sys.argv = sys.argv[1:]
+kept = runpy.run_path(sys.argv[0], run_name="__main__")
+answer, reach = kept["logits_of"], kept["REACH"]
+draws = torch.Generator().manual_seed(0)
+x = torch.randint(16, (1, 28, 28), generator=draws)
+with torch.no_grad():
+    whole = answer(x)
+    for i, j in ((0, 0), (5, 3), (14, 14), (27, 27), (20, 26), (13, 1)):
+        crop = x[:, max(0, i - reach) : i + 1, max(0, j - reach) : j + reach + 1]
+        torch.testing.assert_close(answer(crop)[:, :, min(i, reach), min(j, reach)], whole[:, :, i, j])
+        other = x.clone()
+        other.view(1, -1)[:, 28 * i + j :] = torch.randint(16, (1, 784 - 28 * i - j), generator=draws)
+        torch.testing.assert_close(answer(other)[:, :, i, j], whole[:, :, i, j], rtol=0, atol=0)
+        if j:
+            other = x.clone()
+            other[0, i, j - 1] = 15 - other[0, i, j - 1]
+            assert (answer(other)[:, :, i, j] != whole[:, :, i, j]).any()
+print("looks back")
+"""
 
 
 # ---- NumPy alone -------------------------------------------------------------------------------------------------
