@@ -198,7 +198,7 @@ class Lessons:
     def figures(self, key: str, x: Callable[[], tuple[Tensor, dict[str, Any]]], labels: Tensor | None = None) -> Any:
         """Figures of samples, made once; x gives the samples and what there is to say of them."""
         path = self.work / "figures" / f"{key}.json"
-        if path.exists() or self.args.report:
+        if path.exists() or (self.args.report and key != "real"):
             return json.loads(path.read_text()) if path.exists() else None
         with held(self.work / "locks" / f"figures-{key}") as mine:
             if not mine:

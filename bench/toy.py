@@ -78,9 +78,8 @@ def main() -> int:
     known = json.loads(STATED.read_text(encoding="utf-8"))
     found = gap(0)
     within = known["low"] <= found <= known["high"]
-    print(
-        f"{known['what']}: {found:.1f}, stated {known['low']:.1f} to {known['high']:.1f}: {'ok' if within else 'OUTSIDE'}"
-    )
+    stated = f"stated {known['low']:.1f} to {known['high']:.1f}: {'ok' if within else 'OUTSIDE'}"
+    print(f"{known['what']}: {found:.1f}, {stated}")
     return 0 if within else 1
 
 
