@@ -43,7 +43,7 @@ def weights_hash(part: nn.Module) -> str:
 
 
 def identity(bundle: Bundle) -> dict[str, Any]:
-    """All of a model that its samples depend on, as plain JSON: what it has learned, what it is made of, its plan."""
+    """All of a model that its samples depend on, as JSON can hold it: its weights, its parts, its plan."""
     nets = {"net": bundle.denoiser, **bundle.parts} | ({} if bundle.codec is None else {"codec": bundle.codec})
     record = dump(bundle.recipe)
     slots = ("net", "schedule", "target", "clock", "scale", "text", "image", "plan")
