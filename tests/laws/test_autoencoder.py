@@ -16,12 +16,14 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from inkdrop.errors import BadArgument, BadData, BadShape, Diverged
+from inkdrop.evals.perceptual import maps_of, perceptual
+from inkdrop.evals.psnr import psnr
 from inkdrop.find import Part, find, names
 from inkdrop.nets.autoencoder import Autoencoder, Moments, autoencoder, autoencoder_sd
 from inkdrop.nets.tiles import in_tiles, starts
 from inkdrop.train import autoencoder as training
-from inkdrop.train.adversary import PatchGAN, adaptive_weight, hinge, maps_of, perceptual
-from inkdrop.train.autoencoder import Against, fit_autoencoder, psnr, reconstruct
+from inkdrop.train.adversary import PatchGAN, adaptive_weight, hinge
+from inkdrop.train.autoencoder import Against, fit_autoencoder, reconstruct
 
 SMALL: dict[str, Any] = {"width": 8, "multipliers": (1, 2), "blocks": 1, "latent": 3}
 KNOBS: list[dict[str, Any]] = [

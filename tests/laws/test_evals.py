@@ -27,7 +27,8 @@ from inkdrop.evals.classifier import Classifier, _shift, classifier
 from inkdrop.evals.features import Pixels, features_for
 from inkdrop.evals.frechet import Moments, frechet
 from inkdrop.evals.judge import Judge
-from inkdrop.evals.kid import kid, mmd2
+from inkdrop.evals.kid import kid
+from inkdrop.evals.mmd import CUBIC, mmd
 from inkdrop.evals.nearest import Copies, Near, copy_threshold, nearest
 from inkdrop.evals.score import score
 from inkdrop.evals.stream import Reservoir, chunks, subset
@@ -182,13 +183,13 @@ def double_sum(x: Tensor, y: Tensor) -> float:
     return within_x + within_y - 2 * sum(k(a, b) for a in x for b in y) / (m * n)
 
 
-def test_mmd2_is_the_double_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mmd_is_the_double_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(7, 4, seed=12), normal(5, 4, seed=13) + 0.5
-    whole = mmd2(x, y)
-    monkeypatch.setattr("inkdrop.evals.kid._CHUNK", 3)
-    assert mmd2(x, y) == pytest.approx(whole, rel=1e-12)
-    assert mmd2(x, y)[0] == pytest.approx(double_sum(x, y), rel=1e-12)
-    assert mmd2(y, x)[0] == pytest.approx(double_sum(x, y), rel=1e-12)
+    whole = mmd(x, y, CUBIC)
+    monkeypatch.setattr("inkdrop.evals.mmd._CHUNK", 3)
+    assert mmd(x, y, CUBIC) == pytest.approx(whole, rel=1e-12)
+    assert mmd(x, y, CUBIC)[0] == pytest.approx(double_sum(x, y), rel=1e-12)
+    assert mmd(y, x, CUBIC)[0] == pytest.approx(double_sum(x, y), rel=1e-12)
     assert kid(x[:5], y, size=1000).mean == pytest.approx(double_sum(x[:5], y), rel=1e-12)
 
 
@@ -207,7 +208,7 @@ def expected_kernel(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_mmd2_is_unbiased_and_its_standard_error_true(equal: bool) -> None:
+def test_mmd_is_unbiased_and_its_standard_error_true(equal: bool) -> None:
     """Its mean over draws of Gaussians is the closed form; se² is its variance, twice that where both are equal.
 
     The ratio of mean se² to the variance over 600 draws is itself known to about 10 % (variance of a variance).
@@ -221,7 +222,7 @@ def test_mmd2_is_unbiased_and_its_standard_error_true(equal: bool) -> None:
     found = []
     for i in range(repeats):
         x, y = normal(n, dim, seed=3 * i + 1), normal(n, dim, seed=3 * i + 2) @ factor.T + shift
-        found.append(mmd2(x, y))
+        found.append(mmd(x, y, CUBIC)[:2])
     values, errors = torch.tensor(found, dtype=torch.float64).T
     assert abs(float(values.mean()) - want) < 4 * float(values.std()) / math.sqrt(repeats)
     ratio = float(errors.square().mean() / values.var())
@@ -232,7 +233,7 @@ def test_kid_takes_subsets_of_both() -> None:
     """The mean over subsets has the whole's MMD² as its limit; std is that of the subsets; the seed picks them."""
     x, y = normal(40, 3, seed=15), normal(30, 3, seed=16) + 0.4
     many = kid(x, y, subsets=1000, size=10)
-    whole, jackknife = mmd2(x, y)
+    whole, jackknife, _ = mmd(x, y, CUBIC)
     assert abs(many.mean - whole) < 4 * many.std / math.sqrt(1000)
     assert many.se == pytest.approx(math.hypot(jackknife, many.std / math.sqrt(1000)))
     assert (many.subsets, many.size) == (1000, 10)
@@ -252,7 +253,7 @@ def test_kid_refuses() -> None:
     with pytest.raises(BadShape, match="need"):
         kid(x, x[:, :2])
     with pytest.raises(BadArgument, match="not finite"):
-        mmd2(x, x / 0)
+        mmd(x, x / 0, CUBIC)
     with pytest.raises(BadArgument, match="subsets=0"):
         kid(x, x, subsets=0)
 
@@ -543,11 +544,13 @@ def test_score_is_its_parts(judge_of_digits: Classifier) -> None:
     real, _ = test.take(range(360))
     f, g = (judge_of_digits(images).double() for images in (noisy, real))
     assert got["fid"] == pytest.approx(frechet(*moments_of(f), *moments_of(g)), rel=1e-4)
-    assert got["kid"]["se"] == pytest.approx(math.hypot(mmd2(f, g)[1], got["kid"]["std"] / math.sqrt(20)), rel=1e-4)
-    assert abs(got["kid"]["mean"] - mmd2(f, g)[0]) < 5 * got["kid"]["std"] / math.sqrt(20)
+    assert got["kid"]["se"] == pytest.approx(
+        math.hypot(mmd(f, g, CUBIC)[1], got["kid"]["std"] / math.sqrt(20)), rel=1e-4
+    )
+    assert abs(got["kid"]["mean"] - mmd(f, g, CUBIC)[0]) < 5 * got["kid"]["std"] / math.sqrt(20)
     h = judge_of_digits(train.take(subset(1437, 300, seed=0, draw=1))[0]).double()
     assert got["fid_floor"] == pytest.approx(frechet(*moments_of(h), *moments_of(g)), rel=1e-4)
-    assert abs(got["kid_floor"]["mean"] - mmd2(h, g)[0]) < 5 * got["kid_floor"]["std"] / math.sqrt(20)
+    assert abs(got["kid_floor"]["mean"] - mmd(h, g, CUBIC)[0]) < 5 * got["kid_floor"]["std"] / math.sqrt(20)
     agree = judge_of_digits.probabilities(noisy).argmax(1) == cond.label
     assert got["classes"]["agree"] == pytest.approx(float(agree.double().mean()))
     assert got["classes_real"]["agree"] == got["features"]["accuracy"] == judge_of_digits.accuracy

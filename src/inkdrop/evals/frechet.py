@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,20 @@ class Moments:
             raise BadShape(f"moments merge: got dim {len(other.mean)}, need {len(self.mean)}")
         if other.n:
             self._add(other.n, other.mean, other._scatter)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that it holds; with `load` another one goes on from it."""
+        return {"n": torch.tensor(self.n), "mean": self.mean, "scatter": self._scatter}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Become what `state_dict` of one of the same dim had said.
+
+        Raises:
+            BadShape: another dim.
+        """
+        if state["mean"].shape != self.mean.shape:
+            raise BadShape(f"moments load: got dim {state['mean'].numel()}, need {len(self.mean)}")
+        self.n, self.mean, self._scatter = int(state["n"]), state["mean"].clone(), state["scatter"].clone()
 
     def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.n + n

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,34 @@ class Judge:
         self._found += found.bincount(minlength=k)
         self._sure += int((best >= self.sure).sum())
         self.n += len(p)
+
+    def merge(self, other: Judge) -> None:
+        """Take in all that another judge of the same classes has seen.
+
+        Raises:
+            BadArgument: other classes, another bound of sureness, or labels on one side only.
+        """
+        if (other.classes, other.sure) != (self.classes, self.sure):
+            raise BadArgument("judge merge: got another judge, need one of the same classes and bound of sureness")
+        if self.n and other.n and bool(self.asked.sum()) != bool(other.asked.sum()):
+            raise BadArgument("judge merge: got labels on one side only; give them always or never")
+        self.load({name: own + other.state_dict()[name] for name, own in self.state_dict().items()})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that it holds: tallies, which add up."""
+        counts = torch.tensor([self.n, self._sure, self._agree])
+        return {"counts": counts, "found": self._found, "asked": self.asked}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Become what `state_dict` of a judge of the same classes had said.
+
+        Raises:
+            BadShape: another number of classes.
+        """
+        if state["found"].shape != self._found.shape:
+            raise BadShape(f"judge load: got {state['found'].numel()} classes, need {len(self.classes)}")
+        self.n, self._sure, self._agree = state["counts"].tolist()
+        self._found, self.asked = state["found"].clone(), state["asked"].clone()
 
     def report(self, expected: Tensor | None = None) -> dict[str, Any]:
         """The figures as plain JSON.

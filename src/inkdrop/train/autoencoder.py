@@ -17,16 +17,18 @@ from inkdrop.codec import Codec, measure, save_codec
 from inkdrop.core.dataset import Data
 from inkdrop.core.noise import Draw
 from inkdrop.errors import BadArgument, BadData, Diverged
+from inkdrop.evals.perceptual import FeatureMaps, maps_of, perceptual
+from inkdrop.evals.psnr import psnr
 from inkdrop.find import Part
 from inkdrop.nets.autoencoder import Autoencoder, Moments
 from inkdrop.recipe import open_data
 from inkdrop.settings import Train
-from inkdrop.train.adversary import FeatureMaps, PatchGAN, adaptive_weight, hinge, maps_of, perceptual
+from inkdrop.train.adversary import PatchGAN, adaptive_weight, hinge
 from inkdrop.train.ema import Ema
 from inkdrop.train.order import learning_rate, rows_of
 from inkdrop.train.trainer import device_of
 
-__all__ = ["Against", "fit_autoencoder", "psnr", "reconstruct"]
+__all__ = ["Against", "fit_autoencoder", "reconstruct"]
 
 Progress = Callable[[int, int, str], None]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -242,18 +244,6 @@ def _critic(shape: tuple[int, ...]) -> PatchGAN:
     if side < 8:
         raise BadArgument(f"autoencoder adversary: got images of {side} pixels, need at least 8; leave it out")
     return PatchGAN(shape[0], width=64 if side >= 128 else 32, depth=min(3, int(math.log2(side / 4))))
-
-
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio of each row in dB: 10·log10(4/mean (x − y)²): (B,); 4 is (1 − (−1))².
-
-    At most 54.2 dB: a mean below the square of half a step of 8 bits, 1/255, counts as that, since no picture shows it.
-
-    Args:
-        x: (B, C, H, W) in [-1, 1].
-        y: (B, C, H, W) in [-1, 1].
-    """
-    return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(dim=1).clamp(min=255**-2))
 
 
 @torch.no_grad()
