@@ -51,6 +51,8 @@ ROOMS: dict[str, Room] = {
     "times": Room("losses/times.py", (("u", "schedule"),)),
     "weights": Room("losses/weights.py", (("lam",),)),
     "recipes": Room("recipes", ((),)),
+    "features": Room("evals/extractors.py", (("train", "test", "on_progress"),)),
+    "metrics": Room("evals/metrics.py", (("real", "made"),)),
 }
 
 
@@ -194,7 +196,7 @@ def build(room: str, part: Part, *positional: Any, **house: Any) -> Any:
         house: keyword arguments passed only where the function has such a parameter (classes=10).
     """
     function = find(room, part.name)
-    slots = {"combinators": "combine", "readers": "text", "pairs": "image"}
+    slots = {"combinators": "combine", "readers": "text", "pairs": "image", "features": "features"}
     slot = None if room == "guide" else slots.get(room, room.removesuffix("s"))
     given = check_knobs(part.name, function, {**_accepted(function, house, part.knobs), **part.knobs}, slot)
     takes = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]

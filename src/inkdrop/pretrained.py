@@ -19,7 +19,7 @@ from torch import Tensor
 from inkdrop.data.fetch import cache_folder
 from inkdrop.errors import BadArgument, BadCheckpoint, InkdropWarning, MissingExtra
 
-__all__ = ["Pretrained"]
+__all__ = ["Pretrained", "fetched"]
 
 _FILE = "reader.json"
 _ROOM = 1 << 29  # bytes of embeddings that are kept in memory
@@ -79,7 +79,7 @@ class Pretrained:
         for place in local:
             if (Path(place).expanduser()).is_dir():
                 return Path(place).expanduser().resolve()
-        return _fetched(self._model)
+        return fetched(self._model, "text encoder")
 
     @cached_property
     def _sha256(self) -> str:
@@ -209,16 +209,21 @@ def _config(folder: Path) -> Any:
     return getattr(config, "text_config", config)
 
 
-def _fetched(model: str) -> Path:
+def fetched(model: str, what: str) -> Path:
     """The folder of a hub id, downloaded unless it is there already: JSON, text and safetensors only.
 
+    Args:
+        model: the id.
+        what: it is wanted as, for messages.
+
     Raises:
+        MissingExtra: huggingface_hub is not installed.
         BadArgument: it is not to be had.
     """
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
     except ImportError:
-        raise MissingExtra("text encoder", "huggingface_hub", "text") from None
+        raise MissingExtra(what, "huggingface_hub", "text") from None
     try:
         try:
             hf_hub_download(model, "text_encoder/config.json")
@@ -229,7 +234,7 @@ def _fetched(model: str) -> Path:
     except Exception as error:  # noqa: BLE001
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadArgument(
-            f"text encoder {model}: no such folder, and not to be had from the hub ({reason}); give the folder of one"
+            f"{what} {model}: no such folder, and not to be had from the hub ({reason}); give the folder of one"
         ) from None
 
 

@@ -55,6 +55,7 @@ class Classifier:
     hash: str
     card: dict[str, Any]
     name: str = "classifier"
+    resize: str = "none"
     note: str = "last hidden layer of a small classifier trained on this data set; not comparable with Inception's FID"
 
     def __call__(self, x: Tensor) -> Tensor:

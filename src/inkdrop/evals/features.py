@@ -11,11 +11,12 @@ from torch import Tensor
 
 from inkdrop.core.check import check_state
 from inkdrop.core.dataset import Data
-from inkdrop.errors import BadShape
+from inkdrop.errors import BadArgument, BadShape
 from inkdrop.evals.classifier import classifier
 from inkdrop.evals.stream import Progress
+from inkdrop.find import Part, build
 
-__all__ = ["Features", "Pixels", "features_for"]
+__all__ = ["Features", "Pixels", "Reads", "features_for"]
 
 
 @runtime_checkable
@@ -24,7 +25,7 @@ class Features(Protocol):
 
     @property
     def name(self) -> str:
-        """The kind: "classifier" or "pixels"."""
+        """The kind: "classifier", "pixels", "inception", ..."""
         ...
 
     @property
@@ -38,12 +39,32 @@ class Features(Protocol):
         ...
 
     @property
+    def resize(self) -> str:
+        """How images are brought to the size that is compared; "none" if they are not."""
+        ...
+
+    @property
     def note(self) -> str:
         """What a reader must know to read scores of these features."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """The features (B, D) of x (B, C, *S)."""
+        ...
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """Features that tell classes apart.
+
+    Attributes:
+        classes: their names; () where they cannot be read after all.
+    """
+
+    classes: tuple[str, ...]
+
+    def read(self, features: Tensor) -> Tensor:
+        """The probabilities (B, K) that belong to features (B, D)."""
         ...
 
 
@@ -60,7 +81,7 @@ class Pixels:
         BadShape: more sides.
     """
 
-    name = "pixels"
+    name, resize = "pixels", "none"
     note = "images averaged to at most 8 values a side: weaker than a classifier's features, blind to fine detail"
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -89,15 +110,28 @@ class Pixels:
         return x.flatten(1)
 
 
-def features_for(train: Data, test: Data, *, seed: int = 0, on_progress: Progress | None = None) -> Features:
-    """The best features there are for a data set: a classifier's for images of at least 2 classes, else `Pixels`.
+def features_for(
+    train: Data, test: Data, part: Part | None = None, *, seed: int = 0, on_progress: Progress | None = None
+) -> Features:
+    """The features of this name, or the best without a download: a classifier's where there are classes, else pixels.
 
     Args:
         train: the data set.
         test: its held-out part.
+        part: which extractor, and its knobs; by default a classifier for images of at least 2 classes, else `Pixels`.
         seed: of the classifier.
         on_progress: is told how far its training is.
+
+    Raises:
+        UnknownName: no such extractor.
     """
+    if part is not None:
+        found = build("features", part, train, test, on_progress, seed=seed)
+        if not isinstance(found, Features):
+            raise BadArgument(
+                f"features {part.name!r}: gives {type(found).__name__}, need name, hash, dim, note and a call"
+            )
+        return found
     if len(train.shape) == 3 and min(train.shape[1:]) >= 4 and len(train.classes) > 1:
         return classifier(train, test, seed=seed, on_progress=on_progress)
     return Pixels(train.shape)

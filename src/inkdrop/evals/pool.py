@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from inkdrop.evals.classifier import Classifier
-from inkdrop.evals.features import Features
+from inkdrop.evals.features import Features, Reads
 from inkdrop.evals.frechet import Moments, frechet
+from inkdrop.evals.inception_score import InceptionScore
 from inkdrop.evals.interval import parts_of
 from inkdrop.evals.judge import Judge
 from inkdrop.evals.kid import kid
@@ -16,23 +17,33 @@ from inkdrop.evals.stream import Progress, Reservoir
 
 __all__ = ["Meter", "Pool"]
 
-_KID_ROWS = 10_000
+_ROWS = 10_000
 
 
 class Pool:
-    """What is kept of one stream of images: moments, a bounded subset of the features, and the judge's tally.
+    """What is kept of one stream of images: moments, a bounded subset of the features, and tallies of classes.
 
     Args:
         features: of which kind.
         seed: of the subset, and of how images are dealt to the parts.
         parts: for how many parts of the images moments are kept too.
+
+    Attributes:
+        features: of which kind.
+        moments: of all features.
+        kept: at most 10,000 of them.
+        judge: what a classifier of the data set makes of them; None for other features.
+        parts: the moments of each part.
+        surety: their Inception Score; None where features have no classes to read.
     """
 
     def __init__(self, features: Features, seed: int, parts: int = 0) -> None:
         self.features, self.seed = features, seed
-        self.moments, self.kept = Moments(features.dim), Reservoir(_KID_ROWS, seed=seed)
+        self.moments, self.kept = Moments(features.dim), Reservoir(_ROWS, seed=seed)
         self.parts = [Moments(features.dim) for _ in range(parts)]
         self.judge = Judge(features.classes) if isinstance(features, Classifier) else None
+        readable = isinstance(features, Reads) and len(features.classes) > 1
+        self.surety = InceptionScore(len(features.classes)) if isinstance(features, Reads) and readable else None
 
     def update(self, found: Tensor, labels: Tensor | None) -> None:
         """Take in features (B, D), and the classes that were asked for, int64 (B,)."""
@@ -42,8 +53,11 @@ class Pool:
                 part.update(found[dealt == index])
         self.moments.update(found)
         self.kept.update(found)
-        if self.judge is not None and isinstance(self.features, Classifier):
-            self.judge.update(self.features.read(found), labels)
+        if self.surety is not None and isinstance(self.features, Reads):
+            read = self.features.read(found)
+            self.surety.update(read)
+            if self.judge is not None:
+                self.judge.update(read, labels)
 
     def fid(self, other: Pool) -> float:
         """The Fréchet distance between the two streams."""

@@ -20,6 +20,7 @@ from inkdrop.evals.nearest import Copies, nearest
 from inkdrop.evals.pool import Meter, Pool
 from inkdrop.evals.shelf import Seen, Shelf, kept, look
 from inkdrop.evals.stream import Progress, chunk_rows, cut, subset
+from inkdrop.find import Part, build
 
 __all__ = ["ENOUGH", "reference_shelf", "score"]
 
@@ -44,6 +45,7 @@ def score(
     subsets: int = 100,
     subset_size: int = 1000,
     held_out: int = 2000,
+    metrics: Sequence[Part] = (),
     on_progress: Progress | None = None,
     shelf: Shelf | None = None,
 ) -> dict[str, Any]:
@@ -62,13 +64,14 @@ def score(
         subsets: of KID, ≥ 1.
         subset_size: rows of each set in a subset of KID, ≥ 2.
         held_out: how many held-out images are looked up in the training set for the rate of copies, ≥ 1.
+        metrics: what else is measured, functions of `evals.metrics` with their knobs.
         on_progress: is told how many images of all phases are done.
         shelf: where what is seen of real images is kept, from `reference_shelf` of these data and features.
 
     Returns:
         Plain JSON without NaN, see the guide on evaluation: n, shape, resize, reference, splits, features, fid,
-        fid_floor, kid, kid_floor, floor_n, intervals, classes, classes_real (None without classifier), nearest,
-        warnings, seconds.
+        fid_floor, kid, kid_floor, floor_n, intervals, classes, classes_real (None without classifier), metrics,
+        nearest, warnings, seconds.
 
     Raises:
         BadArgument: fewer than 2 samples, held-out or training images; a number out of range.
@@ -95,6 +98,7 @@ def score(
         "floor_n": floor.moments.n,
         "intervals": None,
         **_verdicts(made.judge, real.judge),
+        "metrics": {part.name: _measured(part, real, made, floor) for part in metrics},
         "nearest": copies.report(),
     }
     figures["intervals"] = _intervals(figures, made, real)
@@ -129,7 +133,7 @@ def _setting(train: Data, test: Data, features: Features) -> dict[str, Any]:
     about = {"name": features.name, "hash": features.hash, "dim": features.dim, "note": features.note}
     return {
         "shape": list(train.shape),
-        "resize": "none",
+        "resize": features.resize,
         "reference": "test",
         "splits": {
             name: {"n": len(data), "source": data.source, "fingerprint": data.fingerprint}
@@ -137,6 +141,11 @@ def _setting(train: Data, test: Data, features: Features) -> dict[str, Any]:
         },
         "features": {**about, "accuracy": features.accuracy if isinstance(features, Classifier) else None},
     }
+
+
+def _measured(part: Part, real: Pool, made: Pool, floor: Pool) -> dict[str, Any]:
+    """A metric of the samples, and of as many training images."""
+    return {"samples": build("metrics", part, real, made), "real": build("metrics", part, real, floor)}
 
 
 def _verdicts(made: Judge | None, real: Judge | None) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Vision: features by a vision model of transformers, such as DINOv2 or CLIP, from a folder or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from inkdrop.core.check import check_state
+from inkdrop.errors import BadArgument, BadCheckpoint, BadShape, MissingExtra
+from inkdrop.evals.resize import clean, to_rgb
+from inkdrop.pretrained import fetched
+
+__all__ = ["Pool", "Vision"]
+
+Pool: TypeAlias = Literal["auto", "first", "mean"]
+"""first: the class token; mean: of all others; auto: what the model gives for an image, normalised for CLIP."""
+
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+class Vision:
+    """The embedding of 8-bit RGB images by a frozen vision model, without torchvision.
+
+    Images are rounded to 8 bits, resized to the model's side × side by Pillow's bicubic with antialiasing (never
+    cropped), and normalised as its preprocessor_config.json says, or as ImageNet's. The hash is of all that, too: it is
+    our own preprocessing, not that of other programs.
+
+    Args:
+        shape: (C, H, W) of a sample, C of 1, 3 or 4.
+        model: a folder as transformers saves it, with safetensors, or a hub id.
+        pool: which embedding.
+        device: where the model runs.
+
+    Attributes:
+        dim: the length of an embedding.
+        hash: 12 digits of the SHA-256 of weights, configuration and preprocessing.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        BadShape: samples that are no images of 1, 3 or 4 channels.
+        BadArgument: no such model, or one of another kind.
+        BadCheckpoint: it cannot be opened.
+    """
+
+    name = "transformers"
+
+    def __init__(self, shape: tuple[int, ...], model: str, *, pool: Pool = "auto", device: str = "cpu") -> None:
+        if len(shape) != 3 or shape[0] not in (1, 3, 4):
+            raise BadShape(f"vision model: got samples of shape {shape}, need images (C, H, W) of 1, 3 or 4 channels")
+        folder = Path(model).expanduser()
+        folder = folder if folder.is_dir() else fetched(model, "vision model")
+        self.shape, self.device, self.pool = shape, torch.device(device), pool
+        self._clip, self.net, config = _open(folder)
+        self.net = self.net.to(self.device)
+        self.side = int(config.image_size)
+        how = _IMAGENET | _preprocessing(folder)
+        self._mean, self._std = (torch.tensor(how[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
+        self.resize = f"bicubic {self.side}, Pillow floats"
+        about = f"{_sha256(folder)} {pool} {self.side} {how['image_mean']} {how['image_std']}"
+        self.hash = hashlib.sha256(about.encode()).hexdigest()[:12]
+        self.dim = len(self(torch.zeros(1, *shape))[0])
+        self.note = f"{config.model_type} {Path(model).name}, {self.resize}, whole image, {pool}: our own preprocessing"
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The embeddings (B, D), float32 on the CPU, of x (B, C, H, W) in [-1, 1].
+
+        Raises:
+            BadShape: x of another shape.
+        """
+        check_state(x, self.shape, "vision model")
+        parts = [self._embedded(part) for part in x.split(32)]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        pixels = (clean(to_rgb(x), self.side) / 255 - self._mean) / self._std
+        given = self.net(pixel_values=pixels.to(self.device))
+        if self.pool != "auto":
+            tokens = given.last_hidden_state
+            found: Tensor = tokens[:, 0] if self.pool == "first" else tokens[:, 1:].mean(1)
+        elif self._clip:
+            found = torch.nn.functional.normalize(given.image_embeds, dim=1)
+        else:
+            found = given.pooler_output
+        return found.float().cpu()
+
+
+def _open(folder: Path) -> tuple[bool, Any, Any]:
+    """Whether it is a CLIP, its vision part, and that part's configuration."""
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtra("vision model", "transformers", "text") from None
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        clip = config.model_type in ("clip", "clip_vision_model")
+        kind = transformers.CLIPVisionModelWithProjection if clip else transformers.AutoModel
+        net = kind.from_pretrained(folder, use_safetensors=True).float().eval().requires_grad_(False)
+    except (OSError, ValueError, ImportError) as error:
+        raise BadCheckpoint(f"vision model {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
+    config = getattr(config, "vision_config", config)
+    if not isinstance(getattr(config, "image_size", None), int):
+        raise BadArgument(
+            f"vision model {folder}: {config.model_type} has no image_size; need one as DINOv2, ViT or CLIP"
+        )
+    return clip, net, config
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Mean and deviation of each colour in [0, 1], where the model says them."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        found = {key: [float(v) for v in said[key]] for key in _IMAGENET if key in said}
+    except (ValueError, TypeError) as error:
+        raise BadCheckpoint(f"{file}: cannot be read ({error})") from None
+    if any(len(values) != 3 for values in found.values()):
+        raise BadCheckpoint(f"{file}: need three numbers in image_mean and image_std")
+    return found
+
+
+def _sha256(folder: Path) -> str:
+    """The hash of its weights and its configuration."""
+    total = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
