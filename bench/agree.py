@@ -17,16 +17,12 @@ import io
 import json
 import platform
 import re
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
 
 import agreement
 
@@ -70,7 +66,7 @@ def kernel() -> dict:
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     real, made = agreement.features("narrow")
-    draws = np.random.RandomState(7)  # noqa: NPY002, as torch-fidelity draws
+    draws = np.random.RandomState(7)
     rows = [[draws.choice(len(x), 60, replace=False).tolist() for x in (real, made)] for _ in range(12)]
     found = kid_features_to_metric(
         *(torch.from_numpy(x) for x in (real, made)), kid_subsets=12, kid_subset_size=60, rng_seed=7, verbose=False
@@ -99,7 +95,7 @@ def resizing() -> dict:
 
 
 def reconstruction() -> dict:
-    """SSIM by piq and by scikit-image, PSNR by scikit-image, and the perceptual distance by lpips without its weights."""
+    """SSIM by piq and scikit-image, PSNR by scikit-image, and the perceptual distance by lpips without its weights."""
     import lpips
     import piq
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity

@@ -3,7 +3,7 @@
 # They need torchvision, which inkdrop does not; its operators in C++ are declared by agree.py and never called.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PYTHONPATH=
+export PYTHONPATH=tests # for tests/agreement.py
 export OMP_NUM_THREADS=1
 
 env=build/agree

@@ -64,7 +64,7 @@ def blurred(pixels: np.ndarray) -> np.ndarray:
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """Weights of a net by the names and shapes of its state dict, each keyed by its name, scaled to keep activations."""
+    """Weights of a net by the names and shapes of its state dict, each keyed by its name, scaled to activations."""
     made: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
         draws = stream("weights", name)

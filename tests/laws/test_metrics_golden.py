@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import agreement
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import agreement
 from inkdrop.evals.frechet import Moments, frechet
 from inkdrop.evals.inception import Inception
 from inkdrop.evals.inception_net import InceptionNet

@@ -17,7 +17,7 @@ def ssim(x: Tensor, y: Tensor, *, window: int = 11, sigma: float = 1.5) -> Tenso
         SSIM = mean of (2·m_x·m_y + c1)(2·s_xy + c2)/((m_x² + m_y² + c1)(s_x² + s_y² + c2))
 
     with means m, variances s² and covariance s_xy in a Gaussian window (with 1/1, not 1/(n − 1)), over all windows that
-    lie within the image and over the channels; c1 = (0.01·2)², c2 = (0.03·2)², 2 being the range of values.
+    lie within the image and over the channels, of values shifted to [0, 2]; c1 = (0.01·2)², c2 = (0.03·2)².
 
     Args:
         x: (B, C, H, W) in [-1, 1], H and W ≥ window.
@@ -37,7 +37,7 @@ def ssim(x: Tensor, y: Tensor, *, window: int = 11, sigma: float = 1.5) -> Tenso
     if x.ndim != 4 or x.shape != y.shape or min(x.shape[2:]) < window:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise BadShape(f"ssim: got {shapes}, need twice (B, C, H, W) with H and W at least the window, {window}")
-    x, y = x.double(), y.double()
+    x, y = x.double() + 1, y.double() + 1
     places = torch.arange(window, dtype=torch.float64, device=x.device) - window // 2
     line = torch.exp(-(places**2) / (2 * sigma**2))
     line = line / line.sum()
