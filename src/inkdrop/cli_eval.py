@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from inkdrop.errors import BadArgument
 from inkdrop.options import (
     Checkpoint,
     Clip,
@@ -47,6 +48,12 @@ def evaluate(
     noise: NoiseKind = None,
     weak: Weak = None,
     classifier: Judge = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What to compare: inkdrop list features; knobs: features.*")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure this too; repeatable: inkdrop list metrics.")
+    ] = None,
     seed: Seed = None,
     settings: Set = None,
     weights: Weights = "ema",
@@ -63,22 +70,26 @@ def evaluate(
     """
     from inkdrop import eval_jobs, jobs
     from inkdrop.files import refuse_file
+    from inkdrop.measures import measures_of
     from inkdrop.screen import Screen, print_likelihood, print_scores
 
     bundle = jobs.open_bundle(checkpoint, weights, trust, device, weak, classifier)
     changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
     changes |= {"guide": guide or None, "combine": combine, "noise": noise}
+    measures, settings = measures_of(features, metric or (), settings or ())
+    if nll and any(measures):
+        raise BadArgument("eval --nll: got features or a metric, which have no effect on likelihood; leave them out")
     if not nll:
-        bundle = jobs.with_plan(bundle, changes, settings or ())
+        bundle = jobs.with_plan(bundle, changes, settings)
     used = bundle.recipe.train.seed if seed is None else seed
     if out is not None:
         refuse_file(out)
     with Screen() as screen:
         if nll:
             count = 64 if n is None else n
-            figures = eval_jobs.likelihood_of(bundle, count, used, data, changes, settings or (), screen)
+            figures = eval_jobs.likelihood_of(bundle, count, used, data, changes, settings, screen)
         else:
-            figures = eval_jobs.score_bundle(bundle, 1000 if n is None else n, used, data, screen)
+            figures = eval_jobs.score_bundle(bundle, 1000 if n is None else n, used, data, screen, measures)
     if as_json:
         typer.echo(json.dumps(figures, allow_nan=False))
     else:

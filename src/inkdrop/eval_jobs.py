@@ -16,11 +16,12 @@ from inkdrop.drawn import BATCH, Samples, pace
 from inkdrop.errors import BadArgument
 from inkdrop.evals.features import features_for
 from inkdrop.evals.nearest import Near
-from inkdrop.evals.score import reference_shelf, score
+from inkdrop.evals.score import check_metrics, reference_shelf, score
 from inkdrop.evals.shelf import Seen, Shelf
 from inkdrop.find import Part, check_knobs, find, knobs, parse
 from inkdrop.generate import evaluating
 from inkdrop.jobs import asks_of
+from inkdrop.measures import Measures
 from inkdrop.recipe import dump, open_data, set_knobs
 from inkdrop.said import Captioned
 from inkdrop.train.record import describe_run
@@ -123,7 +124,14 @@ def seconds_text(seconds: float) -> str:
 
 
 def score_bundle(
-    bundle: Bundle, count: int, seed: int, data: Path | None, screen: Screen, *, batch: int = BATCH
+    bundle: Bundle,
+    count: int,
+    seed: int,
+    data: Path | None,
+    screen: Screen,
+    measures: Measures = Measures(),  # noqa: B008, it is immutable
+    *,
+    batch: int = BATCH,
 ) -> dict[str, Any]:
     """Score a model against its data: one dict of figures, as plain JSON.
 
@@ -136,13 +144,15 @@ def score_bundle(
         seed: of the samples.
         data: where the data are now, if not where they were.
         screen: shows progress.
+        measures: what is measured besides, and on which features.
         batch: samples at a time.
     """
     if count < 2:
         raise BadArgument(f"eval: got {count} samples, need at least 2; try 1000")
     train, test = split_of(bundle, data, "train"), split_of(bundle, data, "test")
     check_enough(bundle, train, test)
-    features = features_for(train, test, on_progress=screen.task("training the judge"))
+    features = features_for(train, test, measures.features, on_progress=screen.task("training the judge"))
+    check_metrics(measures.metrics, features)
     samples = Samples(bundle, count, seed, train, test, features, batch)
     shelf = samples.shelf()
     announce(samples, shelf, screen)
@@ -161,6 +171,7 @@ def score_bundle(
         features,
         labels=samples.labels(),
         seed=seed,
+        metrics=measures.metrics,
         on_progress=screen.task("scoring"),
         shelf=reference_shelf(train, test, features),
     )

@@ -220,6 +220,10 @@ def print_scores(figures: dict[str, Any]) -> None:
             table.add_row(row, *("–" if share is None else f"{share:.1%}" for share in shares))
         missing = [", ".join(figures[side]["missing"]) or "none" for side in ("classes", "classes_real")]
         table.add_row("classes missing", *missing)
+    for name, found in figures["metrics"].items():
+        for key, value in found["samples"].items():
+            if isinstance(value, float):  # counts and knobs stand in the JSON
+                table.add_row(f"{name}: {key}".removesuffix(": value"), f"{value:.4g}", f"{found['real'][key]:.4g}")
     table.add_row("copies of training images", f"{near['rate']:.1%}", f"{near['held_out_rate']:.1%}")
     _print(table)
     right = "" if features["accuracy"] is None else f", right on {features['accuracy']:.1%} of held-out images"

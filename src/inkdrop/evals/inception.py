@@ -79,7 +79,7 @@ class Inception:
             BadShape: x of another shape.
         """
         check_state(x, self.shape, "inception")
-        parts = [self._layers(self.prepared(part).to(self.device)).float().cpu() for part in x.split(32)]
+        parts = [self._layers(self.prepared(part).to(self.device)).float().cpu() for part in x.split(32) if len(part)]
         return torch.cat(parts).view(-1, self.dim) if parts else torch.empty(0, self.dim)
 
     def prepared(self, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def cmmd(real: Pool, made: Pool, *, sigma: float = 10.0) -> dict[str, Any]:
         sigma: width of the kernel, > 0, in units of the features.
     """
     found = mmd(real.kept.rows, made.kept.rows, gaussian(sigma))
-    return {"value": 1000 * found.biased, "unbiased": 1000 * found.value, "se": 1000 * found.se, "sigma": sigma}
+    return {"value": 1000 * found.biased, "unbiased": 1000 * found.value, "se": 1000 * found.se}
 
 
 def energy(real: Pool, made: Pool) -> dict[str, Any]:
@@ -63,8 +63,7 @@ def sliced(real: Pool, made: Pool, *, directions: int = 128, power: int = 2, see
         seed: of the lines.
     """
     rows = real.kept.rows, made.kept.rows
-    value = sliced_wasserstein(*rows, directions=directions, power=power, seed=seed)
-    return {"value": value, "directions": directions, "power": power}
+    return {"value": sliced_wasserstein(*rows, directions=directions, power=power, seed=seed)}
 
 
 def inception_score(real: Pool, made: Pool) -> dict[str, Any]:
@@ -75,8 +74,7 @@ def inception_score(real: Pool, made: Pool) -> dict[str, Any]:
         made: of samples.
     """
     if made.surety is None:
-        name = made.features.name
-        raise BadArgument(f"inception_score: {name} features have no classes; try --features classifier or inception")
+        raise BadArgument(f"inception_score: {made.features.name} features have no classes to be sure of")
     return made.surety.report()._asdict()
 
 

@@ -20,9 +20,9 @@ from inkdrop.evals.nearest import Copies, nearest
 from inkdrop.evals.pool import Meter, Pool
 from inkdrop.evals.shelf import Seen, Shelf, kept, look
 from inkdrop.evals.stream import Progress, chunk_rows, cut, subset
-from inkdrop.find import Part, build
+from inkdrop.find import Part, build, find
 
-__all__ = ["ENOUGH", "reference_shelf", "score"]
+__all__ = ["ENOUGH", "check_metrics", "reference_shelf", "score"]
 
 ENOUGH = 2048
 """With fewer samples than this a warning says that FID is biased; it is the D of Inception, the customary least N."""
@@ -79,6 +79,7 @@ def score(
         BadData: samples outside [-1, 1] or not finite.
     """
     _check(train, test, held_out, labels)
+    check_metrics(metrics, features)
     began = time.monotonic()
     rows = subset(len(test), held_out, seed=seed)
     meter = Meter(on_progress, len(rows) + len(test), len(train), 0 if labels is None else len(labels))
@@ -143,9 +144,25 @@ def _setting(train: Data, test: Data, features: Features) -> dict[str, Any]:
     }
 
 
+def check_metrics(metrics: Sequence[Part], features: Features) -> None:
+    """Refuse, before anything is drawn, a metric that these features cannot give.
+
+    Raises:
+        UnknownName: no such metric.
+        BadArgument: an Inception Score of features without classes.
+    """
+    for part in metrics:
+        find("metrics", part.name)
+    if "inception_score" in {part.name for part in metrics} and Pool(features, 0).surety is None:
+        raise BadArgument(
+            f"inception_score: {features.name} features have no classes; try --features classifier or inception"
+        )
+
+
 def _measured(part: Part, real: Pool, made: Pool, floor: Pool) -> dict[str, Any]:
     """A metric of the samples, and of as many training images."""
-    return {"samples": build("metrics", part, real, made), "real": build("metrics", part, real, floor)}
+    sides = {"samples": made, "real": floor}
+    return {"knobs": part.knobs, **{side: build("metrics", part, real, pool) for side, pool in sides.items()}}
 
 
 def _verdicts(made: Judge | None, real: Judge | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Vision:
             BadShape: x of another shape.
         """
         check_state(x, self.shape, "vision model")
-        parts = [self._embedded(part) for part in x.split(32)]
+        parts = [self._embedded(part) for part in x.split(32) if len(part)]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
 
     def _embedded(self, x: Tensor) -> Tensor:
