@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from inkdrop.core.dataset import Data
+from inkdrop.errors import BadArgument
 from inkdrop.evals import classifier as trained
 from inkdrop.evals.clips import Clips
 from inkdrop.evals.features import Features, Pixels
@@ -95,4 +96,6 @@ def _of(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Features]) -> 
 
 
 def _device(name: Where) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadArgument("features device: got cuda, but there is none; try auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

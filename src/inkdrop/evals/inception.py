@@ -139,8 +139,16 @@ def _open(path: Path, device: torch.device) -> tuple[str, InceptionNet | None, C
     net = InceptionNet()
     try:
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        LookupError,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadCheckpoint(f"inception weights {path}: not a state dict of it ({reason}); try {WEIGHTS}") from None
     net = net.to(device).eval().requires_grad_(False)
     return digest, net, net
