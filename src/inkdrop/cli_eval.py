@@ -14,10 +14,12 @@ from inkdrop.options import (
     Clip,
     Combine,
     Device,
+    Features,
     GridName,
     Guidance,
     Guide,
     Judge,
+    Metric,
     NoiseKind,
     Sampler,
     Seed,
@@ -48,12 +50,8 @@ def evaluate(
     noise: NoiseKind = None,
     weak: Weak = None,
     classifier: Judge = None,
-    features: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to compare: inkdrop list features; knobs: features.*")
-    ] = None,
-    metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Measure this too; repeatable: inkdrop list metrics.")
-    ] = None,
+    features: Features = None,
+    metric: Metric = None,
     seed: Seed = None,
     settings: Set = None,
     weights: Weights = "ema",

@@ -60,6 +60,12 @@ Judge = Annotated[Path | None, typer.Option("--classifier", help="A classifier's
 Clip = Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip x0 to the data's range.")]
 Weights = Annotated[str, typer.Option(help="ema (averaged) or raw.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; image i of a seed is the same at any count. Default: the run's.")]
+Features = Annotated[
+    str | None, typer.Option(metavar="NAME", help="What to compare: inkdrop list features; knobs: features.*")
+]
+Metric = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Measure this too; repeatable: inkdrop list metrics.")
+]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow its files to import code from outside inkdrop.")]
 
 

@@ -24,8 +24,10 @@ from inkdrop.evals.clips import Clips
 from inkdrop.evals.features import Features, Pixels, Reads, features_for
 from inkdrop.evals.inception import WEIGHTS, Inception, weights_file
 from inkdrop.evals.inception_net import InceptionNet
-from inkdrop.evals.resize import to_rgb
+from inkdrop.evals.prdc import prdc
+from inkdrop.evals.resize import clean, to_rgb
 from inkdrop.evals.score import score
+from inkdrop.evals.stream import subset
 from inkdrop.evals.vision import Vision
 from inkdrop.find import Part
 from inkdrop.measures import measures_of
@@ -102,6 +104,15 @@ def test_images_are_rounded_to_8_bits_as_files_are() -> None:
     for shape in ((2, 8, 8), (2,), (3, 4, 8, 8)):
         with pytest.raises(BadShape, match="1, 3 or 4"):
             Inception(shape, Path("absent"))
+
+
+def test_what_bicubic_overshoots_is_clipped() -> None:
+    """Beside an edge from black to white it would leave [0, 255]; and nothing is rounded to whole numbers."""
+    edge = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    edge[..., 4:] = 255
+    found = clean(edge, 299)
+    assert (float(found.min()), float(found.max())) == (0, 255)
+    assert not torch.equal(found, found.round())
 
 
 def test_files_that_are_no_weights_of_inception_are_refused(tmp_path: Path) -> None:
@@ -289,6 +300,9 @@ def test_metrics_are_measured_by_name_beside_real_images() -> None:
     assert tuple(got) == ALL
     assert got["prdc"]["knobs"] == {"k": 3}
     assert got["prdc"]["samples"]["k"] == 3
+    real, floor = test.take(range(360))[0], train.take(subset(1437, 300, seed=0, draw=1))[0]
+    for side, x in (("samples", noise), ("real", floor)):
+        assert got["prdc"][side] == pytest.approx(prdc(real.flatten(1), x.flatten(1), k=3)._asdict())
     assert got["prdc"]["samples"]["precision"] == 0 < 0.5 < got["prdc"]["real"]["precision"]
     for name in ("cmmd", "energy", "sliced"):
         assert got[name]["samples"]["value"] > 4 * got[name]["real"]["value"]
