@@ -17,6 +17,7 @@ from inkdrop.find import check_knobs, find
 from inkdrop.find import knobs as knobs_of
 from inkdrop.generate import sample, steps
 from inkdrop.recipe import Recipe, denoiser_of
+from inkdrop.train.allocator import keeping_memory
 from inkdrop.train.draws import Draws
 from inkdrop.train.ema import Ema, Powers
 from inkdrop.train.feed import Feed
@@ -214,7 +215,7 @@ class Trainer:
             BadData: a sample cannot be read any more.
             BadArgument: a file cannot be written, or there is not enough memory.
         """
-        with self.log:
+        with self.log, keeping_memory():
             why = Run(self, self.log).go(max_steps, max_time)
         self.heard("end", {"update": self.update, "why": why})
         return why
