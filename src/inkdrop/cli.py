@@ -106,6 +106,9 @@ def train(
         bool, typer.Option("--dry-run", help="Print recipe, parameters and memory; train nothing.")
     ] = False,
     device: Device = "auto",
+    speed: Annotated[
+        str, typer.Option(help="auto: measure ways of training first, and take the fastest; none: as the recipe says.")
+    ] = "none",
     trust: Trust = False,
 ) -> None:
     """Train a recipe in a new run folder.
@@ -114,8 +117,9 @@ def train(
     """
     from inkdrop.screen import Screen, print_dry_run
     from inkdrop.train.dry import dry_run as look
-    from inkdrop.train.loop import choose, fit
+    from inkdrop.train.loop import check_speed, choose, fit
 
+    how = check_speed(speed, train=not dry_run)
     made = choose(recipe, data=data, settings=settings or (), trust=trust)
     made = made if codec is None else replace(made, codec=str(codec.resolve()))
     if dry_run:
@@ -123,7 +127,16 @@ def train(
     target = out or Path("runs") / Path(recipe).stem
     with Screen() as screen:
         heard = screen.training(seconds=max_time)
-        bundle = fit(made, target, max_steps=max_steps, max_time=max_time, heard=heard, device=device, trust=trust)
+        bundle = fit(
+            made,
+            target,
+            max_steps=max_steps,
+            max_time=max_time,
+            heard=heard,
+            device=device,
+            speed=how,
+            trust=trust,
+        )
     return _say_next(target, bundle)
 
 

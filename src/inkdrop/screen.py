@@ -104,6 +104,9 @@ class Screen:
                 self.say(f"update {facts['update']}: checkpoint {facts['path']}")
             elif kind == "end":
                 self.say(f"stopped at update {facts['update']}: {facts['why']}")
+            elif kind == "speed":
+                for line in facts["lines"]:
+                    self.say(line)
             elif "text" in facts:
                 self.say(f"update {facts['update']}: {facts['text']}")
 

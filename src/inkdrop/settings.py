@@ -48,6 +48,10 @@ class Train:
         draws: how the numbers behind the times of a batch are drawn: "independent"; "spread" evenly over the batch, so
             that its mean loss varies less; or "aware", more often where the loss was large, each loss divided by how
             much more often, which the checkpoints remember.
+        channels_last: the channels of a pixel are neighbours in memory, in the net and in what runs through it; much
+            faster convolutions in bfloat16 on some processors and in half precision on GPUs, slower ones elsewhere.
+        compile: the net runs as one program that torch.compile makes for the batch, in training; minutes beforehand.
+        tf32: products of float32 numbers are of ten bits of fraction; CUDA GPUs from Ampere on only.
         seed: of initial weights, data order and noise.
         log_every: updates between lines of stats.jsonl.
         preview_every: updates between sample grids and held-out losses.
@@ -79,6 +83,9 @@ class Train:
     shift: bool = True
     precision: str = "float32"
     draws: str = "independent"
+    channels_last: bool = False
+    compile: bool = False
+    tf32: bool = False
     seed: int = 0
     log_every: int = 10
     preview_every: int = 500

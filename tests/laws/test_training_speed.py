@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import resource
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from inkdrop.errors import BadArgument
+from inkdrop.nets import convolve as convolve_module
+from inkdrop.nets.convolve import activated, normed
+from inkdrop.recipe import read
 from inkdrop.train.allocator import keeping_memory
+from inkdrop.train.loop import fit
+from inkdrop.train.speed import Tried, fastest, table
+from inkdrop.train.speed import _best as best_of
+from inkdrop.train.trainer import Trainer
+from runs import digits, points
 
 LARGE = 64 * 2**20  # bytes: 16,384 pages, and beyond every threshold that glibc sets by itself
 
@@ -29,3 +39,106 @@ def test_freed_memory_is_kept_for_the_next_update_and_given_back_at_the_end():
         faults()
         assert faults() < 0.1 * pages
     assert faults() > 0.9 * pages
+
+
+@pytest.mark.parametrize(("curved", "scaled"), [(True, True), (True, False), (False, False)])
+def test_a_norm_of_channels_last_in_half_precision_is_the_norm(curved, scaled):
+    """Beside the plain formula in float64: the answer, its gradient by everything, and a gradient of that."""
+    torch.manual_seed(0)
+    start = [torch.randn(3, 16, 5, 6), *(0.3 * torch.randn(3, 16, 1, 1) for _ in range(2))]
+    weights, up = [torch.randn(16) for _ in range(2)], torch.randn(3, 16, 5, 6)
+    found = []
+    for kind in (torch.float64, torch.bfloat16):
+        h, scale, shift = (part.bfloat16().to(kind).requires_grad_() for part in start)
+        given = (scale, shift) if scaled else (None, None)
+        norm = torch.nn.GroupNorm(4, 16).to(torch.float64 if kind == torch.float64 else torch.float32)
+        norm.load_state_dict(dict(zip(("weight", "bias"), weights, strict=True)))
+        if kind == torch.float64:
+            y = norm(h) * (1 + scale) + shift if scaled else norm(h)
+            y = torch.nn.functional.silu(y) if curved else y
+        else:
+            last = h.contiguous(memory_format=torch.channels_last)
+            y = activated(last, norm, *given) if curved else normed(last, norm)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+        by = [h, *(given if scaled else ()), norm.weight, norm.bias]
+        grads = torch.autograd.grad((y * up.to(kind)).sum(), by, create_graph=True)
+        found.append([y, *grads, torch.autograd.grad(grads[0].square().sum(), h)[0]])
+    for right, got in zip(*found, strict=True):
+        assert (got.double() - right).norm() < 0.03 * right.norm()  # bfloat16 has 8 bits: 0.004 at each operation
+
+
+def layouts(trainer: Trainer) -> set[tuple[bool, ...]]:
+    """Whether each 3×3 kernel, its average and its moments have channels last."""
+    kernels = [(i, p) for i, p in enumerate(trainer.denoiser.net.parameters()) if p.ndim == 4 and p.shape[-1] == 3]
+    average = list(trainer.ema.net.parameters())
+    rows = [
+        (p, average[i], *(trainer.optimiser.state[p][name] for name in ("exp_avg", "exp_avg_sq"))) for i, p in kernels
+    ]
+    return {
+        tuple(t.is_contiguous(memory_format=torch.channels_last) for t in row)
+        for row in rows
+        if min(row[0].shape[:2]) > 1
+    }
+
+
+def test_channels_last_changes_no_number_but_by_rounding_and_resumes_bit_for_bit(tmp_path):
+    plain = Trainer(digits(batch=8, steps=6), None)
+    last = Trainer(digits(batch=8, steps=6, channels_last=True), tmp_path)
+    facts = [(plain.step(), last.step()) for _ in range(3)]
+    for one, other in facts:
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    assert layouts(last) == {(True,) * 4}
+    folder = last.save()
+    again = Trainer(digits(batch=8, steps=6, channels_last=True), tmp_path)
+    again.load(folder)
+    assert layouts(again) == {(True,) * 4}
+    for _ in range(2):
+        assert again.step() == last.step()
+    for one, other in zip(last.denoiser.net.parameters(), again.denoiser.net.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_has_no_effect_is_refused():
+    with pytest.raises(BadArgument, match="tf32"):
+        Trainer(digits(tf32=True), None, device="cpu")
+    with pytest.raises(BadArgument, match="channels_last"):
+        Trainer(points(channels_last=True), None)
+    with pytest.raises(BadArgument, match="speed"):
+        fit(digits(), "never", speed="fast")
+
+
+def test_the_fastest_way_agrees_with_float32_and_is_written_into_the_recipe(tmp_path):
+    told = []
+    fit(digits(batch=4, steps=1), tmp_path / "run", speed="auto", heard=lambda kind, facts: told.append((kind, facts)))
+    (facts,) = [facts for kind, facts in told if kind == "speed"]
+    names = [each.name for each in facts["tried"]]
+    assert names == ["float32", "float32 channels_last", "bfloat16", "bfloat16 channels_last"]
+    assert read(tmp_path / "run" / "recipe.json").train == replace(digits(batch=4, steps=1).train, **facts["chosen"])
+    for each in facts["tried"]:
+        assert len(each.seconds) >= 2 or each.why
+    assert facts["tried"][1].off < 1e-4 < facts["tried"][2].off < 0.05
+
+
+@pytest.mark.parametrize(("seconds", "won"), [((2.0, 1.0), 1), ((1.02, 1.0), 0), ((1.0, 2.0), 0)])
+def test_another_way_must_gain_more_than_noise(seconds, won):
+    tried = [Tried({"precision": str(i)}, [each, each, 9.0]) for i, each in enumerate(seconds)]
+    assert best_of(tried, tried[0]) is tried[won]
+
+
+def test_a_way_whose_gradient_is_wrong_is_not_taken(monkeypatch):
+    """The norm of channels last gets the wrong sign in half precision: found, said, and left out."""
+    right = convolve_module._turned
+    monkeypatch.setattr(convolve_module, "_turned", lambda *a, **k: -right(*a, **k))
+    train, tried = fastest(Trainer(digits(batch=4, precision="bfloat16", channels_last=True), None), seconds=1.0)
+    assert "gradient" in tried[0].why or "loss" in tried[0].why
+    assert (train.precision, train.channels_last) != ("bfloat16", True)
+    assert any("float32's" in line for line in table(tried))
+
+
+def test_a_way_that_fails_is_listed_with_its_reason(monkeypatch):
+    monkeypatch.setattr(convolve_module, "_turned", lambda *a, **k: torch.zeros(2) + torch.zeros(3))
+    _, tried = fastest(Trainer(digits(batch=4), None), seconds=1.0)
+    (broken,) = [each for each in tried if each.why]
+    assert broken.name == "bfloat16 channels_last"
+    assert "size of tensor" in broken.why

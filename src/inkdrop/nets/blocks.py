@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inkdrop.errors import BadArgument
-from inkdrop.nets.convolve import activated, convolve
+from inkdrop.nets.convolve import activated, convolve, normed
 
 __all__ = ["EPS", "Down", "ResBlock", "SelfAttention", "Up", "attend", "check_heads", "groups", "norm", "zeroed"]
 
@@ -206,7 +206,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         b, c, high, wide = x.shape
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        tokens = normed(x, self.norm).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).view(b, high * wide, 3, -1, self.head_width).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v).transpose(1, 2).reshape(b, high * wide, c)
         y: Tensor = x + self.out(mixed).transpose(1, 2).reshape(b, c, high, wide)

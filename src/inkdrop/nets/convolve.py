@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-__all__ = ["activated", "convolve"]
+__all__ = ["activated", "convolve", "normed"]
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def activated(h: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -17,8 +19,32 @@ def activated(h: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift:
     if torch.compiler.is_compiling():  # which makes one loop of them itself
         h = norm(h) if scale is None or shift is None else norm(h) * (1 + scale) + shift
         return functional.silu(h)
+    if _is_turned(h):
+        return _turned(h, norm, scale, shift, curved=True)
     moved = _moved(h, scale, shift, norm.weight, norm.bias, norm.num_groups, norm.eps)
     return functional.silu(moved.y, inplace=not torch.is_grad_enabled())
+
+
+def normed(h: Tensor, norm: nn.Module) -> Tensor:
+    """norm(h), h (B, C, H, W), by the kernel that is quickest for its layout."""
+    if isinstance(norm, nn.GroupNorm) and not torch.compiler.is_compiling() and _is_turned(h):
+        return _turned(h, norm, None, None, curved=False)
+    y: Tensor = norm(h)
+    return y
+
+
+def _is_turned(h: Tensor) -> bool:
+    """Whether h is to be normalised with channels first though they are last.
+
+    That in half precision on a processor, where the kernel for channels last takes twenty times as long: 16 ms for
+    (64, 32, 28, 28) against 0.7 ms and 1.8 ms for turning h there and back (torch 2.13, one Sapphire Rapids core).
+    """
+    return h.dtype in _HALF and _is_last(h) and forward_ad.unpack_dual(h).tangent is None
+
+
+def _turned(h: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None, *, curved: bool) -> Tensor:
+    how = norm.num_groups, norm.eps, curved
+    return _Turned.apply(h, scale, shift, norm.weight, norm.bias, how)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def convolve(
@@ -97,6 +123,32 @@ class _Convolve(torch.autograd.Function):
         return *_moved_gradient(g, h, scale, weight, bias, moved, eps), to_kernel, to_offset, None
 
 
+class _Turned(torch.autograd.Function):
+    """norm(h)·(1 + scale) + shift, and silu of it or not, of channels last: normalised with channels first."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        h, scale, shift, weight, bias, (groups, eps, curved) = given
+        moved = _moved(h, scale, shift, weight, bias, groups, eps)
+        ctx.save_for_backward(*given[:-1], *(part for part in moved if isinstance(part, Tensor)))
+        ctx.how = given[-1], moved.groups, moved.folded
+        y = functional.silu(moved.y) if curved else moved.y
+        return y.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h, scale, shift, weight, bias, y, rows, weights, mean, rate = ctx.saved_tensors
+        (groups, eps, curved), many, folded = ctx.how
+        moved = _Moved(y, rows, weights, many, mean, rate, folded)
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted, through what made them
+            moved = _moved(h, scale, shift, weight, bias, groups, eps)
+        g = grads[0].contiguous()
+        g = _silu_gradient(g, moved.y) if curved else g
+        to_h, to_scale, to_shift, _, *rest = _moved_gradient(g, h, scale, weight, bias, moved, eps)
+        turned = None if to_h is None else to_h.contiguous(memory_format=torch.channels_last)
+        return turned, to_scale, to_shift, *rest, None
+
+
 class _Moved(NamedTuple):
     """What goes into silu, and the normalisation that made it.
 
@@ -168,10 +220,14 @@ def _dropped(h: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
 
 
 def _layout(h: Tensor) -> torch.memory_format:
-    """The layout in which the kernels of group normalisation take h, and a gradient like it."""
-    channels = h.shape[1]  # by its strides, for vmap knows of no other question
-    last = h.device.type == "cpu" and channels > 1 and h.stride(1) == 1 and h.stride(3) == channels
-    return torch.channels_last if last else torch.contiguous_format
+    """The layout in which h is normalised, and a gradient like it."""
+    return torch.channels_last if _is_last(h) and h.dtype not in _HALF else torch.contiguous_format
+
+
+def _is_last(h: Tensor) -> bool:
+    """Whether channels are last in memory, on a processor: by strides, for vmap knows of no other question."""
+    channels = h.shape[1]
+    return h.device.type == "cpu" and channels > 1 and h.stride(1) == 1 and h.stride(3) == channels
 
 
 def _silu_gradient(g: Tensor, x: Tensor) -> Tensor:

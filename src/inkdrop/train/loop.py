@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from inkdrop.bundle import Bundle, checkpoints, load, locate
 from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.find import Part, find, knobs
 from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
+from inkdrop.train.allocator import keeping_memory
 from inkdrop.train.record import begin_record, go_on_record, note_progress, write_atomically
+from inkdrop.train.speed import FIELDS, fastest, said, table
 from inkdrop.train.state import prune
 from inkdrop.train.trainer import Heard, Trainer, silent
 
-__all__ = ["check_latents", "choose", "fit", "resume"]
+__all__ = ["check_latents", "check_speed", "choose", "fit", "quickened", "resume"]
 
 
 def choose(
@@ -57,6 +60,7 @@ def fit(
     max_time: float | None = None,
     heard: Heard = silent,
     device: str = "auto",
+    speed: Literal["none", "auto"] = "none",
     trust: bool = False,
 ) -> Bundle:
     """Train a recipe in a new run folder and return the averaged model.
@@ -70,6 +74,8 @@ def fit(
         max_time: stop after so many seconds.
         heard: f(kind, facts), told of updates, previews and checkpoints.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        speed: "auto" measures some ways of training for half a minute, and trains in the fastest whose gradients are
+            float32's; it is written into recipe.json, so that the run goes on in it. "none" trains as the recipe says.
         trust: allow a recipe.json or a codec to name code outside inkdrop, which is imported and run.
 
     Raises:
@@ -84,6 +90,8 @@ def fit(
         raise BadArgument(f"{out}: is not an empty folder; choose another --out")
     _check_limits(max_steps, max_time)
     check_latents(made)
+    if check_speed(speed) == "auto":
+        made = quickened(made, heard, device, trust=trust)
     trainer = Trainer(made, out, heard, device, trust=trust)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -93,6 +101,38 @@ def fit(
     write_atomically(out / "recipe.json", dump(made))
     trainer.run(max_steps=max_steps, max_time=max_time)
     return trainer.bundle()
+
+
+def check_speed(speed: str, *, train: bool = True) -> Literal["none", "auto"]:
+    """The word, if it is one of the two.
+
+    Raises:
+        BadArgument: another, or "auto" where nothing is trained.
+    """
+    if speed == "auto" and not train:
+        raise BadArgument("speed: got auto, but nothing is trained; leave out --dry-run or --speed")
+    if speed == "auto":
+        return "auto"
+    if speed == "none":
+        return "none"
+    raise BadArgument(f"speed: got {speed!r}, need none or auto")
+
+
+def quickened(recipe: Recipe, heard: Heard = silent, device: str = "auto", *, trust: bool = False) -> Recipe:
+    """The recipe trained in the fastest of the ways that this machine has; see `speed.fastest`.
+
+    Args:
+        recipe: to be trained.
+        heard: told "speed", with "tried", "chosen" (the fields of train), and "lines" for people.
+        device: as in fit.
+        trust: as in fit.
+    """
+    trainer = Trainer(recipe, None, device=device, trust=trust)
+    with keeping_memory():
+        train, tried = fastest(trainer)
+    chosen = {name: getattr(train, name) for name in FIELDS}
+    heard("speed", {"tried": tried, "chosen": chosen, "lines": [*table(tried), said(tried, chosen)]})
+    return replace(recipe, train=train)
 
 
 _UNBEGUN = ("run.json", ".run.json.part", ".recipe.json.part")

@@ -83,6 +83,10 @@ def load_state(trainer: Trainer, folder: Path) -> None:
     groups = trainer.optimiser.state_dict()["param_groups"]
     moments = {int(index): entry for index, entry in whole.items()}
     trainer.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+    for weight, entry in trainer.optimiser.state.items():  # the fused kernel takes moments in the layout of the weight
+        for name, value in entry.items():
+            if value.shape == weight.shape:
+                entry[name] = torch.empty_like(weight).copy_(value)
     progress = _progress(folder)
     trainer.update, trainer.seconds = int(progress["update"]), float(progress["seconds"])
     trainer.looked = int(progress.get("looked", trainer.update))

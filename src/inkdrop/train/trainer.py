@@ -30,13 +30,14 @@ from inkdrop.train.loss_scale import LossScale
 from inkdrop.train.order import learning_rate
 from inkdrop.train.run import Run
 from inkdrop.train.snapshots import keep_snapshot
+from inkdrop.train.speed import lay_out
 from inkdrop.train.state import load_state, prune, save_state
 
 __all__ = ["Heard", "Trainer", "device_of", "silent"]
 
 Heard = Callable[[str, dict[str, Any]], None]
-"""f(kind, facts): "update", "held_out", "preview", "checkpoint", "end"; and with a "text" for people "skipped",
-"rollback", "memory", "advice", "copies", "no_preview", "unsaved"."""
+"""f(kind, facts): "speed", "update", "held_out", "preview", "checkpoint", "end"; and with a "text" for people
+"skipped", "rollback", "memory", "advice", "copies", "no_preview", "unsaved"."""
 
 
 def silent(kind: str, facts: dict[str, Any]) -> None:
@@ -85,8 +86,11 @@ class Trainer:
         train = self.recipe.train
         torch.manual_seed(train.seed)
         self.denoiser = denoiser_of(self.recipe, self.feed.shape, self.feed.terms).to(self.device)
+        lay_out(self.denoiser.net, train, self.device)
         self.ema = Ema(self.denoiser.net, train.ema)
         self.powers = Powers(self.denoiser.net) if train.snapshots else None
+        if train.compile:  # its average stays as it is written
+            self.denoiser.net.compile(dynamic=False)
         weights = self.denoiser.net.parameters()
         self.optimiser = torch.optim.AdamW(
             weights, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
