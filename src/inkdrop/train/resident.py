@@ -20,14 +20,14 @@ from inkdrop.train.trainer import Trainer
 
 __all__ = ["process_memory"]
 
-_LARGEST = 32  # samples of the larger of the two measured micro-batches
+_LARGEST = 64  # samples of the larger of the two measured micro-batches
 
 
 def process_memory(recipe: Recipe, *, trust: bool = False) -> int | None:
     """The bytes by which a process will grow by a run's updates on the processor, data, libraries and holes included.
 
-    What torch allocates is only a part: kernels have memory of their own, and the C library leaves holes. So a process
-    of its own makes real updates with a quarter and with half the micro-batch (at most 32), and its greatest resident
+    What torch allocates is only a part: kernels have memory of their own, and the C library leaves holes. So
+    processes of their own make real updates with a quarter and with half the micro-batch (at most 64), and their greatest resident
     size is continued as a line to the micro-batch of the recipe. Takes some seconds.
 
     Args:
@@ -45,32 +45,35 @@ def process_memory(recipe: Recipe, *, trust: bool = False) -> int | None:
     micro = -(-recipe.train.batch // recipe.train.accumulate)
     large = max(1, min(_LARGEST, micro // 2))
     sizes = sorted({max(1, large // 2), large})
-    task = {"recipe": dump(recipe), "sizes": sizes, "threads": torch.get_num_threads(), "trust": trust}
+    grown = [_grown(recipe, size, trust=trust) for size in sizes]
+    slope = (grown[-1] - grown[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
+    return int(grown[-1] + max(0.0, slope) * (micro - sizes[-1]))
+
+
+def _grown(recipe: Recipe, size: int, *, trust: bool) -> int:
+    """The growth of a process of its own by two updates with this micro-batch."""
+    task = {"recipe": dump(recipe), "size": size, "threads": torch.get_num_threads(), "trust": trust}
     command = [sys.executable, "-c", "from inkdrop.train.resident import main; main()"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, env=env)
     if done.returncode:
         raise BadArgument(f"memory: the process that measures it failed ({done.stderr.strip().splitlines()[-1]})")
-    grown = json.loads(done.stdout.splitlines()[-1])
-    slope = (grown[-1] - grown[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
-    return int(grown[-1] + max(0.0, slope) * (micro - sizes[-1]))
+    return int(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """What the other process does: the task on standard input, the growths in bytes on standard output."""
+    """What the other process does: the task on standard input, the growth in bytes on standard output."""
     task: dict[str, Any] = json.load(sys.stdin)
     torch.set_num_threads(task["threads"])
-    recipe, before, grown = read(task["recipe"]), _status("VmRSS"), []
+    recipe, before = read(task["recipe"]), _status("VmRSS")
     with keeping_memory():
-        trainer = Trainer(recipe, None, device="cpu", trust=task["trust"])
         parts = min(2, recipe.train.accumulate)  # a second part finds the gradients of the first
-        for size in task["sizes"]:
-            train = replace(recipe.train, batch=parts * size, accumulate=parts)
-            trainer.recipe, trainer.accumulate = replace(recipe, train=train), parts
-            for _ in range(2):
-                trainer.step()
-            grown.append(_status("VmHWM") - before)
-    sys.stdout.write(f"{json.dumps(grown)}\n")
+        train = replace(recipe.train, batch=parts * task["size"], accumulate=parts)
+        trainer = Trainer(replace(recipe, train=train), None, device="cpu", trust=task["trust"])
+        for _ in range(2):
+            trainer.step()
+        grown = _status("VmHWM") - before
+    sys.stdout.write(f"{grown}\n")
 
 
 def _status(field: str) -> int:
