@@ -123,7 +123,7 @@ def train(
     made = choose(recipe, data=data, settings=settings or (), trust=trust)
     made = made if codec is None else replace(made, codec=str(codec.resolve()))
     if dry_run:
-        return print_dry_run(made, look(made, device, trust=trust))
+        return print_dry_run(made, look(made, device, process=True, trust=trust))
     target = out or Path("runs") / Path(recipe).stem
     with Screen() as screen:
         heard = screen.training(seconds=max_time)

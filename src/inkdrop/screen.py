@@ -204,6 +204,8 @@ def print_dry_run(recipe: Recipe, facts: dict[str, Any]) -> None:
         "memory",
         f"{_size(facts['bytes_fixed'])} weights and optimiser + {_size(facts['bytes_activations'])} activations",
     )
+    if facts["bytes_process"] is not None:
+        table.add_row("", f"the process will grow by {_size(facts['bytes_process'])}, data and libraries included")
     table.add_row("training", f"{recipe.train.steps:,} updates of {recipe.train.batch}: {facts['epochs']:.1f} epochs")
     _print(table)
 

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from inkdrop.recipe import Recipe
 from inkdrop.train.frames import Frame
 from inkdrop.train.loop import check_latents
+from inkdrop.train.resident import process_memory
 from inkdrop.train.trainer import Trainer
 
 __all__ = ["dry_run", "peak_memory"]
@@ -20,12 +21,13 @@ __all__ = ["dry_run", "peak_memory"]
 _SIZES = (2, 4)  # samples of the two passes from which larger batches are told
 
 
-def dry_run(recipe: Recipe, device: str = "cpu", *, trust: bool = False) -> dict[str, Any]:
+def dry_run(recipe: Recipe, device: str = "cpu", *, process: bool = False, trust: bool = False) -> dict[str, Any]:
     """The data, the parameters and the memory of a recipe, from a few passes of at most four samples.
 
     Memory in bytes: "bytes_peak" is the most in use at once (see `peak_memory`); "bytes_fixed" the part of it that is
     weights, gradients, AdamW's two moments and the average, 20 bytes a float32 parameter, with the codec's weights;
-    "bytes_activations" the rest. Data that are held in memory come on top.
+    "bytes_activations" the rest. Data that are held in memory come on top. "bytes_process" is what the whole process
+    will grow by, where it was asked for and can be told: see `resident.process_memory`; on a GPU it is None.
 
     Raises:
         InkdropError: whatever training would have raised at its start.
@@ -48,6 +50,7 @@ def dry_run(recipe: Recipe, device: str = "cpu", *, trust: bool = False) -> dict
         "bytes_fixed": fixed,
         "bytes_activations": max(0, peak - fixed),
         "bytes_peak": peak,
+        "bytes_process": process_memory(recipe, trust=trust) if process and trainer.device.type == "cpu" else None,
         "epochs": recipe.train.steps * recipe.train.batch / max(1, len(trainer.data)),
     }
 
@@ -61,8 +64,8 @@ def peak_memory(trainer: Trainer) -> int:
     too. To this comes what is always there: weights, average, moments and the codec.
 
     On a GPU the allocator's own peaks of the two passes take the place of the moments (not measured on one so far); its
-    cache and CUDA's own some hundred MiB come on top. On a processor the libraries' some hundred MB do, and the holes
-    that the C library leaves between blocks: the process was seen to grow by 1.25 to 1.4 times the bytes in use.
+    cache and CUDA's own some hundred MiB come on top. On a processor the memory of libraries and kernels does, and the
+    holes that the C library leaves between blocks: `resident.process_memory` tells the whole.
 
     Args:
         trainer: whose gradients are discarded.

@@ -26,9 +26,9 @@ _LARGEST = 64  # samples of the larger of the two measured micro-batches
 def process_memory(recipe: Recipe, *, trust: bool = False) -> int | None:
     """The bytes by which a process will grow by a run's updates on the processor, data, libraries and holes included.
 
-    What torch allocates is only a part: kernels have memory of their own, and the C library leaves holes. So
-    processes of their own make real updates with a quarter and with half the micro-batch (at most 64), and their greatest resident
-    size is continued as a line to the micro-batch of the recipe. Takes some seconds.
+    What torch allocates is only a part: kernels have memory of their own, and the C library leaves holes. So processes
+    of their own make real updates with a quarter and with half of the micro-batch (at most 64), and the line through
+    their greatest resident sizes is continued to the micro-batch of the recipe. Takes some seconds.
 
     Args:
         recipe: of the run.

@@ -100,7 +100,7 @@ def fastest(trainer: Trainer, seconds: float = 30.0) -> tuple[Train, list[Tried]
     """Measure ways of training on this machine, with this net, batch and data; the recipe's fields with the fastest.
 
     What is timed is the gradient of a micro-batch, in rounds in which every way has its turn; of each way the median
-    counts. A way is taken only if its gradient and loss are those of float32 up to `BOUND` of the difference that
+    counts: of processor time, on a GPU of wall time. A way is taken only if its gradient and loss are those of float32 up to `BOUND` of the difference that
     other samples and other noise make, and if it is faster than the recipe's own by `GAIN`. Where a pass takes long,
     the batch is made smaller, so that all takes about `seconds`.
 
@@ -175,7 +175,7 @@ def _batch(trainer: Trainer, count: int, seconds: float) -> int:
     for timed in (False, True):
         _gradient(trainer, replace(train, batch=small, accumulate=1), plain, timed=timed)
     passes = count * (_LEAST + 1) + 2
-    return max(1, min(micro, int(small * seconds / (passes * plain.wall[-1]))))
+    return max(1, min(micro, int(small * seconds / (passes * plain.seconds[-1]))))
 
 
 def _compare(trainer: Trainer, train: Train, tried: list[Tried]) -> None:
