@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from torch import Tensor
 from inkdrop.core.check import check_range
 from inkdrop.core.cond import Cond
 from inkdrop.edit.pairs import Pair
-from inkdrop.errors import BadArgument, BadShape, UnknownName
+from inkdrop.errors import BadArgument, BadShape, UnknownName, warn
 from inkdrop.model import Model
 from inkdrop.reader import Reader
 
@@ -75,9 +75,11 @@ def labels_of(
     return torch.tensor([class_of(one, classes) for one in each], dtype=torch.int64)
 
 
-def captioned(reader: Reader, cond: Cond | None, texts: Sequence[str | None]) -> Cond:
+def captioned(
+    reader: Reader, cond: Cond | None, texts: Sequence[str | None], heard: Callable[[str], None] = warn
+) -> Cond:
     """The condition with these captions, as `reader` reads them; rows without one are null."""
-    tokens, mask = reader([text or "" for text in texts])
+    tokens, mask = reader([text or "" for text in texts], heard)
     none = torch.tensor([text is None for text in texts])
     nulls = {} if cond is None else cond.nulls
     nulls = {**nulls, "text": none} if bool(none.any()) else nulls

@@ -20,6 +20,7 @@ Every message is one line: what, got, allowed, and what to try. The command line
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "InkdropWarning",
     "MissingExtra",
     "UnknownName",
+    "warn",
 ]
 
 
@@ -90,3 +92,8 @@ class Cancelled(RuntimeError):
 
 class InkdropWarning(UserWarning):
     """Something that runs but is probably not what was meant."""
+
+
+def warn(text: str) -> None:
+    """Say, as an InkdropWarning, what runs but is probably not what was meant."""
+    warnings.warn(text, InkdropWarning, stacklevel=3)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import uuid
-import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.data.fetch import cache_folder
-from inkdrop.errors import BadArgument, BadCheckpoint, InkdropWarning, MissingExtra
+from inkdrop.errors import BadArgument, BadCheckpoint, MissingExtra, warn
 
 __all__ = ["Pretrained", "fetched"]
 
@@ -62,6 +62,7 @@ class Pretrained:
         self.length, self._on_disk = length, on_disk
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()  # neither what is kept nor the tokenizer is for two threads
         self._model, self._known = model, _record(files) if files else None
         if self._known is None:
             config = _config(self._folder)
@@ -110,7 +111,7 @@ class Pretrained:
             raise BadArgument(f"text encoder {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
         return _Parts(config.model_type != "t5", tokenizer, encoder.float().eval().requires_grad_(False))
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, texts: Sequence[str], heard: Callable[[str], None] = warn) -> tuple[Tensor, Tensor]:
         """Embeddings (B, L, D) float32, zeros where there is no text, and (B, L) bool, True at the places to look at.
 
         A text of more than `length` tokens is cut, and a warning says so.
@@ -119,7 +120,8 @@ class Pretrained:
             BadArgument: the encoder is not to be had.
             BadCheckpoint: it is another one than the model was trained with.
         """
-        rows = [self._row(text) for text in texts]
+        with self._lock:
+            rows = [self._row(text, heard) for text in texts]
         longest = max((len(row) for row in rows), default=1)
         embedded = torch.zeros(len(rows), longest, self.features)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -132,19 +134,19 @@ class Pretrained:
         record = {"features": self.features, "folder": str(self._folder), "sha256": self._sha256}
         return {_FILE: (json.dumps(self._known or record, indent=1) + "\n").encode()}
 
-    def _row(self, text: str) -> Tensor:
+    def _row(self, text: str, heard: Callable[[str], None]) -> Tensor:
         """The embeddings of one text (L, D), from memory, from disk, or by the encoder."""
         if text in self._kept:
             self._kept.move_to_end(text)
             return self._kept[text]
-        row = self._from_disk(text) if self._on_disk else self._encoded(text)
+        row = self._from_disk(text, heard) if self._on_disk else self._encoded(text, heard)
         self._kept[text] = row
         self._bytes += row.nbytes
         while len(self._kept) > 1 and self._bytes > _ROOM:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return row
 
-    def _from_disk(self, text: str) -> Tensor:
+    def _from_disk(self, text: str, heard: Callable[[str], None]) -> Tensor:
         from safetensors import SafetensorError
         from safetensors.torch import load_file, save_file
 
@@ -153,7 +155,7 @@ class Pretrained:
         try:
             return load_file(path)["text"]
         except (OSError, SafetensorError):  # not there yet, or damaged: it is made anew
-            row = self._encoded(text)
+            row = self._encoded(text, heard)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{uuid.uuid4().hex}.part")
         save_file({"text": row}, part)
@@ -161,14 +163,13 @@ class Pretrained:
         return row
 
     @torch.no_grad()
-    def _encoded(self, text: str) -> Tensor:
+    def _encoded(self, text: str, heard: Callable[[str], None]) -> Tensor:
         if self._known is not None:
             _ = self._sha256
         clip, tokenizer, encoder = self._parts
         whole = len(tokenizer(text, verbose=False).input_ids)
         if whole > self.length:
-            said = f"text: {text!r} has {whole} tokens; only the first {self.length} are read"
-            warnings.warn(said, InkdropWarning, stacklevel=4)
+            heard(f"text: {text!r} has {whole} tokens; only the first {self.length} are read")
         padding = {"padding": "max_length"} if clip else {}
         ids = tokenizer(text, max_length=self.length, truncation=True, return_tensors="pt", **padding).input_ids
         row: Tensor = encoder(input_ids=ids).last_hidden_state[0]

@@ -6,14 +6,13 @@ reader again; without, they make one for these texts.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from inkdrop.errors import BadArgument, BadCheckpoint, InkdropWarning, MissingExtra
+from inkdrop.errors import BadArgument, BadCheckpoint, MissingExtra, warn
 from inkdrop.find import Part, build
 from inkdrop.pretrained import Pretrained
 
@@ -36,8 +35,11 @@ class Reader(Protocol):
     features: int
     length: int
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L) int64 or embeddings (B, L, D), and (B, L) bool, True at the places to look at, one at least."""
+    def __call__(self, texts: Sequence[str], heard: Callable[[str], None] = warn) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) int64 or embeddings (B, L, D), and (B, L) bool, True at the places to look at, one at least.
+
+        Several threads may ask at once. What there is to say, as of a text that is cut, is told to `heard`.
+        """
         ...
 
     def files(self) -> dict[str, bytes]:
@@ -82,7 +84,7 @@ class Bpe:
         self._content, self.length = content, length
         self.vocabulary = int(self._tokenizer.get_vocab_size())
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, texts: Sequence[str], heard: Callable[[str], None] = warn) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) int64 and mask (B, L) bool, L the longest of these texts, at least 2.
 
         A text of more than `length` tokens is cut, and a warning says so; its last token is [end] all the same.
@@ -90,8 +92,7 @@ class Bpe:
         rows: list[list[int]] = [found.ids for found in self._tokenizer.encode_batch(list(texts))]
         for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
             if len(row) > self.length:
-                said = f"text: {text!r} has {len(row)} tokens; only the first {self.length} are read"
-                warnings.warn(said, InkdropWarning, stacklevel=2)
+                heard(f"text: {text!r} has {len(row)} tokens; only the first {self.length} are read")
                 rows[i] = [*row[: self.length - 1], self._end]
         longest = max(map(len, rows), default=2)
         tokens = [row + [self._pad] * (longest - len(row)) for row in rows]

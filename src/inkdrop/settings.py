@@ -45,6 +45,8 @@ class Train:
         precision: "float32", or "bfloat16" or "float16": the net's layers run in it while training (autocast), the
             weights, the average and the optimiser stay float32. Faster where the processor has such instructions;
             float16 with a factor on the loss that adapts itself.
+        workers: threads that read and make coming batches while the net works, ≥ 0; 0 makes each when it is needed. The
+            numbers are the same; memory holds two batches more a thread. A stream takes one thread at most.
         draws: how the numbers behind the times of a batch are drawn: "independent"; "spread" evenly over the batch, so
             that its mean loss varies less; or "aware", more often where the loss was large, each loss divided by how
             much more often, which the checkpoints remember.
@@ -82,6 +84,7 @@ class Train:
     stages: tuple[tuple[int, float], ...] = ()
     shift: bool = True
     precision: str = "float32"
+    workers: int = 1
     draws: str = "independent"
     channels_last: bool = False
     compile: bool = False
@@ -117,7 +120,7 @@ def _staged(stages: tuple[tuple[int, float], ...]) -> bool:
 
 _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (lambda v: v >= 1, ("steps", "batch", "log_every", "preview_every", "save_every", "keep", "skips")),
-    "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay", "rollbacks", "snapshots")),
+    "at least 0": (lambda v: v >= 0, ("warmup", "weight_decay", "rollbacks", "snapshots", "workers")),
     "more than 0": (lambda v: v > 0, ("lr", "clip_grad")),
     "a number in [0, 1)": (lambda v: 0 <= v < 1, ("ema", "null_rate", "augment")),
     "a number in (0, 1)": (lambda v: 0 < v < 1, ("full",)),

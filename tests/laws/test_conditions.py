@@ -252,7 +252,7 @@ class Letters:
 
     vocabulary, features, length = 30, 0, 12
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, texts: Sequence[str], heard: object = None) -> tuple[Tensor, Tensor]:
         longest = max((len(text) for text in texts), default=0) + 1
         rows = [[0, *(ord(c) % 30 for c in text)] for text in texts]
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)

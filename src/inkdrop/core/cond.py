@@ -135,11 +135,13 @@ class Cond:
         against = None if self.against is None else self.against.take(rows)
         return Cond(**pick, nulls={n: f[rows] for n, f in self.nulls.items()}, against=against)
 
-    def to(self, device: torch.device | str) -> Cond:
-        """The same on another device."""
-        move = {n: f.to(device) for n in _TENSORS if (f := getattr(self, n)) is not None}
-        against = None if self.against is None else self.against.to(device)
-        return Cond(**move, nulls={n: f.to(device) for n, f in self.nulls.items()}, against=against)
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Cond:
+        """The same on another device; from page-locked memory the copy may run beside what comes next."""
+        move = {n: f.to(device, non_blocking=non_blocking) for n in _TENSORS if (f := getattr(self, n)) is not None}
+        against = None if self.against is None else self.against.to(device, non_blocking=non_blocking)
+        return Cond(
+            **move, nulls={n: f.to(device, non_blocking=non_blocking) for n, f in self.nulls.items()}, against=against
+        )
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from inkdrop.core.cond import Cond
 
-__all__ = ["Data"]
+__all__ = ["Data", "Forward"]
 
 
 @runtime_checkable
@@ -35,6 +35,8 @@ class Data(Protocol):
     def take(self, rows: Sequence[int]) -> tuple[Tensor, Cond | None]:
         """The samples at these indices: float32 (B, C, *S) in [-1, 1], and their conditions.
 
+        Threads that make coming batches ask at once (`train.workers`), and so does a look at the model.
+
         Raises:
             BadData: a sample cannot be read or lies outside [-1, 1]; the message names its file.
         """
@@ -42,4 +44,21 @@ class Data(Protocol):
 
     def name(self, row: int) -> str:
         """What to call sample `row` in a message: its file, or set name and index."""
+        ...
+
+
+@runtime_checkable
+class Forward(Data, Protocol):
+    """Data that can only be read forwards, quickly: they bring an order of their own, and a state to go on from."""
+
+    def rows_of(self, update: int, batch: int) -> list[int]:
+        """The rows of an update, counted from 0; they go on beyond `len` into the next epoch."""
+        ...
+
+    def state(self, update: int, batch: int) -> Any:
+        """What makes the rows from an update on quick to reach, as plain JSON."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Take up a state that `state` gave."""
         ...

@@ -184,7 +184,7 @@ class Stream:
         self._flow, self._count, self.lanes, self._wish, self.form = flow, count, lanes, wish, test.form
         self.shape, self.classes, self.levels = test.shape, test.classes, test.levels
         self.attributes, self.source = test.attributes, test.source
-        self.texts: Captions | None = Captions(count, self._text) if flow.has_texts else None
+        self.texts: Captions | None = Captions(count, self._text, endless=True) if flow.has_texts else None
         about = ["stream 1", test.fingerprint, count, lanes, window, seed]
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         pieces = [[partial(flow.piece, i) for i in range(lane, flow.pieces, lanes)] for lane in range(lanes)]

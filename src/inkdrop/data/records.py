@@ -197,13 +197,17 @@ class Captions(Sequence["str | None"]):
     Args:
         count: how many.
         read: row -> caption, or None where the row has none.
+        endless: whether rows go on beyond the count, as a stream's do into its next epoch.
     """
 
-    def __init__(self, count: int, read: Callable[[int], str | None]) -> None:
-        self._count, self._read = count, read
+    def __init__(self, count: int, read: Callable[[int], str | None], *, endless: bool = False) -> None:
+        self._count, self._read, self._endless = count, read, endless
 
     def __len__(self) -> int:
         return self._count
+
+    def __iter__(self) -> Iterator[str | None]:
+        return (self._read(row) for row in range(self._count))
 
     @overload
     def __getitem__(self, row: int) -> str | None: ...
@@ -213,7 +217,7 @@ class Captions(Sequence["str | None"]):
         """The caption of a row in [0, N), or those of a slice."""
         if isinstance(row, slice):
             return [self._read(each) for each in range(*row.indices(self._count))]
-        if not 0 <= row < self._count:
+        if row < 0 or (row >= self._count and not self._endless):
             raise IndexError(f"caption: got row {row}, need 0 to {self._count - 1}")
         return self._read(row)
 

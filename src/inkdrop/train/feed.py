@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import warnings
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ from inkdrop.bundle import Bundle, pair_of, shown_of, terms_of
 from inkdrop.codec import Codec, Latents, load_codec
 from inkdrop.condition import Told, captioned
 from inkdrop.core.cond import Cond, Terms
-from inkdrop.core.dataset import Data
+from inkdrop.core.dataset import Data, Forward
 from inkdrop.core.forward import diffuse
 from inkdrop.core.noise import Draw
 from inkdrop.core.schedule import Schedule
 from inkdrop.edit.pairs import middle_hole
-from inkdrop.errors import BadArgument, InkdropWarning
+from inkdrop.errors import BadArgument, warn
 from inkdrop.model import Examples
 from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, open_data
@@ -67,12 +67,10 @@ class Feed:
         if not len(self.data):
             raise BadArgument(f"train: {self.data.source} holds no samples")
         self.reader: Reader | None = None if known is None else known.reader
-        self._cut = False
-        texts = list(itertools.islice((text for text in self._texts(self.data) if text), _READ))
-        if recipe.text is not None and not texts:
-            raise BadArgument(f"text: {self.data.source} has no captions to read; leave text out (--set text=none)")
-        if recipe.text is not None and self.reader is None:
-            self.reader = reader_of(recipe.text, texts)
+        self._cut, self._lock = False, threading.Lock()
+        if recipe.text is not None and not (self.reader is not None and isinstance(self.data, Forward)):
+            texts = self._captions()  # which a stream would be read through for
+            self.reader = self.reader or reader_of(recipe.text, texts)
         self.pair = pair_of(recipe, self.data.shape)
         if self.pair is None and recipe.train.augment:
             raise BadArgument(f"train.augment: got {recipe.train.augment:g}, but there is no image condition to noise")
@@ -102,6 +100,13 @@ class Feed:
     def _state(self, data: Data) -> Data:
         """The data as what is noised: their latents where there is a codec."""
         return self._states.get(id(data), data)
+
+    def _captions(self) -> list[str]:
+        """The captions of the training split, of which a reader is made."""
+        texts = list(itertools.islice((text for text in self._texts(self.data) if text), _READ))
+        if not texts:
+            raise BadArgument(f"text: {self.data.source} has no captions to read; leave text out (--set text=none)")
+        return texts
 
     @staticmethod
     def _texts(data: Data) -> Sequence[str | None]:
@@ -134,14 +139,14 @@ class Feed:
         """The condition with captions; that the reader cuts some is said once, not at every update."""
         if self.reader is None:
             raise BadArgument("text: there is no reader")
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            read = captioned(self.reader, cond, texts)
-        for each in heard:
-            if not (self._cut and issubclass(each.category, InkdropWarning)):
-                warnings.warn(each.message, each.category, stacklevel=2)
-            self._cut = self._cut or issubclass(each.category, InkdropWarning)
-        return read
+        return captioned(self.reader, cond, texts, self._hear)
+
+    def _hear(self, text: str) -> None:
+        """Warn of the first text that the reader cuts, whichever thread it is that reads it."""
+        with self._lock:
+            before, self._cut = self._cut, True
+        if not before:
+            warn(text)
 
     def _pictured(self, cond: Cond | None, pictures: Tensor, draw: Draw, schedule: Schedule) -> Cond:
         """The condition with the image that is made of each picture, noised a little where the recipe says so."""

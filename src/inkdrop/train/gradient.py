@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inkdrop.errors import BadArgument
 from inkdrop.train.guard import NotFinite, offenders, out_of_memory
-from inkdrop.train.order import rows_of, shares
+from inkdrop.train.order import shares
 
 if TYPE_CHECKING:
     from inkdrop.train.trainer import Trainer
@@ -34,7 +34,7 @@ def gradient(trainer: Trainer) -> dict[str, float]:
         BadArgument: there is not enough memory for one sample.
     """
     train, weights = trainer.recipe.train, list(trainer.denoiser.net.parameters())
-    rows = _rows(trainer)
+    rows = trainer.ahead.rows(trainer.update)
     before = None if trainer.scale is None else replace(trainer.scale)
     while True:
         tried = _tried(trainer, rows)
@@ -51,15 +51,6 @@ def gradient(trainer: Trainer) -> dict[str, float]:
         if not bool(fine.all()) or trainer.scale is None or not trainer.scale.back_off():
             trainer.scale = before
             raise _not_finite(trainer, rows, fine.tolist())
-
-
-def _rows(trainer: Trainer) -> Sequence[int]:
-    """The samples of this update: of the house's order, or of that of data which can only be read in their own."""
-    train, own = trainer.recipe.train, getattr(trainer.data, "rows_of", None)
-    if own is None:
-        return rows_of(trainer.update, train.batch, len(trainer.data), train.seed)
-    rows: Sequence[int] = own(trainer.update, train.batch)
-    return rows
 
 
 def _tried(trainer: Trainer, rows: Sequence[int]) -> tuple[dict[str, float], Tensor] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inkdrop.core.dataset import Data
+from inkdrop.core.dataset import Data, Forward
 from inkdrop.evals.nearest import Copies, nearest
 
 __all__ = ["advise", "colours", "colours_of", "copies", "drift", "drift_text"]
@@ -125,9 +125,9 @@ def copies(x: Tensor, data: Data, held_out: Data) -> dict[str, Any] | None:
 
     Returns:
         the report of `Copies`, with the name of the nearest training image as "nearest"; None where there are no
-        held-out images, or the training set is too large to be searched in passing (above 2²⁸ numbers).
+        held-out images, or the training set is a stream, or too large to be searched in passing (above 2²⁸ numbers).
     """
-    if not len(held_out) or len(data) * x[0].numel() > _ROOM:
+    if not len(held_out) or isinstance(data, Forward) or len(data) * x[0].numel() > _ROOM:
         return None
     count = min(_HELD_OUT, len(held_out))
     tally = Copies(nearest(held_out.take(range(count))[0], data).distance)

@@ -201,11 +201,11 @@ def resume(
     known = None
     if checkpoints(run) and (changed.text is not None or changed.codec is not None):
         known = load(locate(run), weights="raw", trust=trust)
-    trainer = Trainer(changed, run, heard, device, known, trust=trust)
+    start = locate(run) if checkpoints(run) else None
+    trainer = Trainer(changed, run, heard, device, known, start=start, trust=trust)
     for rest in (run / "checkpoints").glob(".*.part"):  # of a save that was killed
         shutil.rmtree(rest)
-    if checkpoints(run):
-        trainer.load(locate(run))
+    if start is not None:
         prune(run, changed.train)  # what a run that was killed just after a save had not come to
         note_progress(run / "run.json", trainer.update, trainer.seconds)
     if max_steps is not None and max_steps <= trainer.update:

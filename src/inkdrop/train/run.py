@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inkdrop import picture
 from inkdrop.bundle import checkpoints
+from inkdrop.core.dataset import Forward
 from inkdrop.errors import BadArgument, BadData, Diverged, InkdropError
 from inkdrop.files import remove_folder
 from inkdrop.train.guard import Guard, NotFinite, out_of_memory
@@ -54,6 +55,11 @@ class Run:
         if trainer.update >= trainer.last:
             return ended
         drop_later(trainer.out, trainer.update)
+        with trainer.ahead.running(trainer.last):
+            return self._guarded(ended, max_time)
+
+    def _guarded(self, ended: str, max_time: float | None) -> str:
+        """Train, and say why it ended, with what is written then; `ended` if that was the last update."""
         try:
             with heed_terminate():
                 try:
@@ -256,7 +262,8 @@ class Run:
         if x is not None and (x.ndim == 4 or x.shape[1:] in ((1,), (2,))):
             self._draw(x)
         if x is not None and x.ndim == 4:
-            self._colours = self._colours or colours_of(trainer.data)
+            stream = isinstance(trainer.data, Forward)  # which would be read to its end for it
+            self._colours = self._colours or colours_of(trainer.held_out if stream else trainer.data)
             lines.append({"colour": drift(x, self._colours)})
             seen["drift"] = lines[-1]["colour"]["drift"]
             last = next((look["drift"] for look in reversed(trainer.history) if "drift" in look), None)

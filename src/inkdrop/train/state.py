@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.bundle import checkpoints, read_manifest, save
+from inkdrop.core.dataset import Forward
 from inkdrop.errors import BadCheckpoint, InkdropWarning
 from inkdrop.files import load_weights, remove_folder
 from inkdrop.settings import Train
@@ -53,6 +54,7 @@ def save_state(trainer: Trainer, path: Path) -> None:
         "guard": asdict(trainer.guard),
         "loss_scale": None if trainer.scale is None else asdict(trainer.scale),
         "history": trainer.history,
+        "stream": trainer.ahead.state(trainer.update),
     }
     save(trainer.bundle(), path, raw=trainer.denoiser.net.state_dict(), state=tensors, progress=progress)
 
@@ -99,6 +101,8 @@ def load_state(trainer: Trainer, folder: Path) -> None:
     if record["card"].get("fingerprint") != trainer.data.fingerprint:
         text = f"{folder}: the data have changed since; the run goes on, but not as if it had never stopped"
         warnings.warn(text, InkdropWarning, stacklevel=3)
+    elif isinstance(trainer.data, Forward) and progress.get("stream") is not None:
+        trainer.data.restore(progress["stream"])
 
 
 def _progress(folder: Path) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from inkdrop.bundle import Bundle
+from inkdrop.core.dataset import Forward
 from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
 from inkdrop.find import knobs as knobs_of
 from inkdrop.generate import sample, steps
 from inkdrop.recipe import Recipe, denoiser_of
+from inkdrop.train.ahead import Ahead
 from inkdrop.train.allocator import keeping_memory
 from inkdrop.train.draws import Draws
 from inkdrop.train.ema import Ema, Powers
@@ -53,6 +55,7 @@ class Trainer:
         heard: told of what happens, for progress bars.
         device: where the net is; "auto" is CUDA where there is a GPU.
         known: the model of a run that goes on, whose reader and codec are kept; None for a new run.
+        start: the checkpoint from which a run goes on; None: from the beginning.
         trust: allow the codec's folder to name code outside inkdrop.
     """
 
@@ -64,6 +67,7 @@ class Trainer:
         device: str = "auto",
         known: Bundle | None = None,
         *,
+        start: Path | None = None,
         trust: bool = False,
     ) -> None:
         self.recipe, self.heard = recipe, heard
@@ -79,6 +83,9 @@ class Trainer:
         self.accumulate, self.last = recipe.train.accumulate, recipe.train.steps
         self.log = Log(self.out, tensorboard=recipe.train.tensorboard)
         self.begin()
+        self.ahead = Ahead(self.feed, self.denoiser.schedule, self.device)
+        if start is not None:
+            self.load(start)
         self._try()
 
     def begin(self) -> None:
@@ -103,14 +110,16 @@ class Trainer:
     @torch.no_grad()
     def _try(self) -> None:
         """A loss of each frame, two questions of the plan: what they refuse is refused before anything is written."""
+        before = self.update
         for update in self.feed.frames.trials().values():
+            row = self.ahead.rows(before)[0] if isinstance(self.data, Forward) else 0  # that which is read next
             self.update = update
-            self.losses(range(1))
-        self.update = 0
+            self.losses([row])
+        self.update = before
         for _ in itertools.islice(steps(self.bundle(), 1, **vars(self.feed.told(1))), 2):
             pass
 
-    def losses(self, rows: Sequence[int], places: Sequence[int] | None = None) -> dict[str, Tensor]:
+    def losses(self, rows: Sequence[int], places: range | None = None) -> dict[str, Tensor]:
         """The loss terms of these samples at this update's randomness, each (B,), with their graph.
 
         Args:
@@ -118,8 +127,11 @@ class Trainer:
             places: of these samples in the whole batch, by which their randomness is keyed; the first ones by default.
         """
         train = self.recipe.train
-        draw = self.draws.of(self.update, range(len(rows)) if places is None else places)
-        x0, cond = self.feed.take(rows, draw, self.denoiser.schedule)
+        places = range(len(rows)) if places is None else places
+        draw = self.draws.of(self.update, places)
+        x0, cond = self.ahead.part(self.update, rows, places)
+        x0 = x0.to(self.device, non_blocking=True)
+        cond = None if cond is None else cond.to(self.device, non_blocking=True)
         dropped = [] if cond is None else [name for name in cond.present if name != "image"]
         if cond is not None and dropped and train.null_rate:
             cond = cond.null(draw.uniform("dropout") < train.null_rate, only=dropped)
@@ -127,7 +139,7 @@ class Trainer:
         denoiser = self.feed.frames.denoiser(self.denoiser, self.update)
         kind = torch.float16 if train.precision == "float16" else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=train.precision != "float32"):
-            terms = self.loss(denoiser, x0.to(self.device), None if cond is None else cond.to(self.device), draw)
+            terms = self.loss(denoiser, x0, cond, draw)
         return self.draws.weighed(draw, terms)
 
     def step(self) -> dict[str, float]:
