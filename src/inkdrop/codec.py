@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,16 +21,14 @@ from torch import Tensor, nn
 
 from inkdrop.core.ask import Ask, Belief
 from inkdrop.core.check import check_state
-from inkdrop.core.cond import Cond
 from inkdrop.core.dataset import Data
 from inkdrop.core.noise import generator
-from inkdrop.data.fetch import cache_folder
-from inkdrop.errors import BadArgument, BadCheckpoint, BadData, BadShape, InkdropError
-from inkdrop.files import load_weights, own_sha256, remove_folder, sha256, tensors, write_folder, write_json
+from inkdrop.errors import BadArgument, BadCheckpoint, BadData, InkdropError
+from inkdrop.files import load_weights, own_sha256, sha256, tensors, write_folder, write_json
 from inkdrop.find import Part, build
 from inkdrop.nets.autoencoder import Autoencoder
 
-__all__ = ["CARD", "WEIGHTS", "Codec", "Latents", "codec_of", "load_codec", "measure", "save_codec"]
+__all__ = ["CARD", "WEIGHTS", "Codec", "chunk", "codec_of", "encoded", "load_codec", "measure", "save_codec"]
 
 CARD, WEIGHTS = "autoencoder.json", "autoencoder.safetensors"
 FORMAT = "inkdrop-autoencoder-1"
@@ -211,7 +209,7 @@ def load_codec(path: Path | str, *, trust: bool = False, device: str = "cpu") ->
     return made.to(device).eval().requires_grad_(False)
 
 
-def _rows(shape: Sequence[int]) -> int:
+def chunk(shape: Sequence[int]) -> int:
     """How many images of (C, H, W) are encoded at once."""
     return max(1, _PIXELS // math.prod(shape[1:]))
 
@@ -235,8 +233,8 @@ def measure(autoencoder: Autoencoder, data: Data, *, most: int = _MEASURED) -> t
     device = next(autoencoder.parameters()).device
     rows = sorted(generator(0, 0, 0).permutation(len(data))[:most].tolist())
     count, total, square = 0, torch.zeros(1), torch.zeros(1)
-    for first in range(0, len(rows), _rows(data.shape)):
-        x = data.take(rows[first : first + _rows(data.shape)])[0]
+    for first in range(0, len(rows), chunk(data.shape)):
+        x = data.take(rows[first : first + chunk(data.shape)])[0]
         mean = autoencoder.encode(x.to(device)).mean.double().cpu().transpose(0, 1).flatten(1)
         count, total, square = count + mean.shape[1], total + mean.sum(1), square + mean.square().sum(1)
     shift = total / count
@@ -250,115 +248,13 @@ def measure(autoencoder: Autoencoder, data: Data, *, most: int = _MEASURED) -> t
     return shift.tolist(), (1 / deviation).tolist()
 
 
-class Latents:
-    """A `core.dataset.Data` of the latents of images, encoded once and kept on disk.
-
-    Samples are the means of the posterior in the codec's unit (each channel of about mean 0 and deviation 1), not
-    confined to [-1, 1]; conditions, names and captions are the images' own. The cache is the folder latents-KEY in
-    $INKDROP_CACHE or ~/.cache/inkdrop, or in `cache`; KEY hashes the images, their preprocessing and the codec's
-    weights. A damaged entry is made again.
-
-    Args:
-        data: images of the codec's shape.
-        codec: in evaluation mode, on any device.
-        cache: where to keep them; None for the house's cache.
+@torch.no_grad()
+def encoded(codec: Codec, x: Tensor) -> Tensor:
+    """The latents (B, c, H/f, W/f) of images x (B, C, H, W), on the CPU in float32; so many at once as memory is for.
 
     Raises:
         BadShape: images of another shape.
-        BadArgument: a cache that cannot be written.
     """
-
-    def __init__(self, data: Data, codec: Codec, cache: Path | None = None) -> None:
-        if tuple(data.shape) != codec.shape:
-            raise BadShape(
-                f"latents: got images of {tuple(data.shape)}, but the autoencoder takes {codec.shape}"
-                f"{_remedy(tuple(data.shape), codec.shape)}"
-            )
-        self._data = data
-        self.shape: tuple[int, ...] = codec.latent_shape
-        self.classes = data.classes
-        self.levels: int | None = None
-        self.source = f"latents of {data.source}"
-        self.texts: tuple[str | None, ...] | None = getattr(data, "texts", None)
-        self.fingerprint = hashlib.sha256(json.dumps(["means 1", data.fingerprint, codec.hash]).encode()).hexdigest()
-        name = f"latents-{self.fingerprint[:16]}"
-        folder = cache_folder(name) if cache is None else Path(cache) / name
-        self._z = _cached(folder, (len(data), *self.shape), lambda: _encode(data, codec))
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def take(self, rows: Sequence[int]) -> tuple[Tensor, Cond | None]:
-        """The latents at these indices, float32 (B, c, h, w), and their images' conditions.
-
-        Raises:
-            BadArgument: an index outside [0, N).
-        """
-        if any(not 0 <= row < len(self) for row in rows):
-            raise BadArgument(f"latents: got rows {min(rows)} to {max(rows)}, need 0 to {len(self) - 1}")
-        return self._z[torch.as_tensor(rows, dtype=torch.int64)], self._data.take(rows)[1]
-
-    def name(self, row: int) -> str:
-        """The name of the image."""
-        return self._data.name(row)
-
-
-def _remedy(got: tuple[int, ...], need: tuple[int, ...]) -> str:
-    """How a folder's images of shape `got` are brought to the shape that is needed; "" where that is not known."""
-    channels = {1: "grey", 3: "rgb", 4: "rgba"}.get(need[0])
-    if len(got) != 3 or (got[0] != need[0] and channels is None):
-        return ""
-    size = str(need[1]) if need[1] == need[2] else f"{need[1]},{need[2]}"
-    settings = [] if got[0] == need[0] else [f"data.channels={channels}"]
-    settings += [] if got[1:] == need[1:] else [f"data.size={size}", "data.resize=stretch"]
-    return f"; of a folder try {' '.join(f'--set {text}' for text in settings)}"
-
-
-@torch.no_grad()
-def _encode(data: Data, codec: Codec) -> Tensor:
-    """The latents of all images, float32 (N, c, h, w) on the CPU."""
-    z = torch.empty(len(data), *codec.latent_shape)
-    step = _rows(data.shape)
-    for first in range(0, len(data), step):
-        x = data.take(range(first, min(first + step, len(data))))[0]
-        check_state(x, codec.shape, "latents")
-        z[first : first + len(x)] = codec.encode(x.to(codec.shift.device)).cpu()
-    if not bool(z.isfinite().all()):
-        raise BadData(f"latents: the autoencoder gives numbers that are not finite for {data.source}; train it again")
-    return z
-
-
-def _cached(folder: Path, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
-    """What the cache holds, or else what `make` gives, which it then holds."""
-    if (found := _read(folder, shape)) is not None:
-        return found
-    z = make()
-    if folder.exists():
-        remove_folder(folder)
-
-    def card(target: Path) -> None:
-        write_json(target, {"sha256": sha256(target.parent / _LATENTS)})
-
-    try:
-        write_folder(folder, {_LATENTS: tensors({"z": z}), _CARD: card})
-    except BadArgument:
-        if _read(folder, shape) is None:  # another process put it there meanwhile, or it cannot be written
-            raise
-    return z
-
-
-_LATENTS, _CARD = "latents.safetensors", "latents.json"
-
-
-def _read(folder: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The latents of a cache's folder, or None where there is nothing, or something damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if json.loads((folder / _CARD).read_text(encoding="utf-8"))["sha256"] != sha256(folder / _LATENTS):
-            return None
-        z = load_file(folder / _LATENTS)["z"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None
-    return z if z.shape == shape and z.dtype == torch.float32 else None
+    check_state(x, codec.shape, "latents")
+    parts = x.split(chunk(codec.shape))
+    return torch.cat([codec.encode(part.to(codec.shift.device)).float().cpu() for part in parts])

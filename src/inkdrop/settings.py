@@ -47,6 +47,8 @@ class Train:
             float16 with a factor on the loss that adapts itself.
         workers: threads that read and make coming batches while the net works, ≥ 0; 0 makes each when it is needed. The
             numbers are the same; memory holds two batches more a thread. A stream takes one thread at most.
+        cache: with a codec, keep each picture's latent on disk, so that it is encoded once; false encodes it anew at
+            every update, as augmentation of pictures and streams need.
         draws: how the numbers behind the times of a batch are drawn: "independent"; "spread" evenly over the batch, so
             that its mean loss varies less; or "aware", more often where the loss was large, each loss divided by how
             much more often, which the checkpoints remember.
@@ -85,6 +87,7 @@ class Train:
     shift: bool = True
     precision: str = "float32"
     workers: int = 1
+    cache: bool = True
     draws: str = "independent"
     channels_last: bool = False
     compile: bool = False

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from inkdrop import codec as module
-from inkdrop.codec import CARD, WEIGHTS, Codec, Latents, codec_of, load_codec, measure, save_codec
+from inkdrop.codec import CARD, WEIGHTS, Codec, codec_of, encoded, load_codec, measure, save_codec
 from inkdrop.core.ask import Ask
 from inkdrop.core.cond import Cond
 from inkdrop.core.dataset import Data
 from inkdrop.core.level import Level
 from inkdrop.errors import BadArgument, BadCheckpoint, BadData, BadShape
 from inkdrop.find import Part
+from inkdrop.train.latents import Latents
 
 PART = Part("autoencoder", {"latent": 2, "width": 4, "multipliers": (1, 2), "blocks": 1})
 SHAPE = (1, 8, 6)
@@ -263,7 +265,7 @@ def test_latents_are_encoded_once_and_again_where_anything_changed(tmp_path: Pat
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
     codec, data = made(), Pictures()
     whole = Latents(data, codec, tmp_path).take(range(150))[0]
-    [file] = tmp_path.glob("latents-*/latents.safetensors")
+    [file] = tmp_path.glob("latents-*/latents.npy")
     good = file.read_bytes()
     for bad in (good[:-1], good[:-4] + b"\0\0\1\1", b"", good[:9]):
         file.write_bytes(bad)
@@ -285,7 +287,35 @@ def test_nothing_is_left_of_an_encoding_that_failed(tmp_path: Path) -> None:
 def test_the_houses_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INKDROP_CACHE", str(tmp_path / "cache"))
     Latents(Pictures(), made())
-    assert len(list((tmp_path / "cache").glob("latents-*/latents.safetensors"))) == 1
+    assert len(list((tmp_path / "cache").glob("latents-*/latents.npy"))) == 1
     monkeypatch.setenv("INKDROP_CACHE", "/proc/nowhere")
     with pytest.raises(BadArgument, match="cannot be written"):
         Latents(Pictures(), made())
+
+
+def test_the_cache_is_mapped_and_says_what_it_is_and_reads_no_image_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PIXELS", 48 * 32)
+    codec, data = made(), Pictures()
+    latents = Latents(data, codec, tmp_path)
+    [folder] = tmp_path.iterdir()
+    assert sorted(p.name for p in folder.iterdir()) == ["label.npy", "latents.json", "latents.npy"]
+    stored = np.load(folder / "latents.npy", mmap_mode="r")
+    assert (stored.shape, stored.dtype) == ((150, 2, 4, 3), np.float32)
+    assert torch.equal(encoded(codec, data.x), torch.from_numpy(np.array(stored))), "asked in the same chunks: the same"
+    card = json.loads((folder / "latents.json").read_text())
+    assert (card["data"], card["codec"], card["dtype"], card["samples"]) == (
+        data.fingerprint,
+        codec.hash,
+        "float32",
+        150,
+    )
+    assert all(isinstance(kept, np.memmap) for kept in latents._kept.values())
+    monkeypatch.setattr(Pictures, "take", None)
+    z, cond = Latents(data, codec, tmp_path).take([4, 149])
+    assert cond is not None
+    assert cond.label is not None
+    assert cond.label.tolist() == [1, 2]
+    z.zero_()  # its own memory, not the file's
+    assert torch.equal(Latents(data, codec, tmp_path).take([4])[0][0], torch.from_numpy(np.array(stored[4])))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inkdrop.augmentation import Augmentation
 from inkdrop.bundle import Bundle, pair_of, shown_of, terms_of
-from inkdrop.codec import Codec, Latents, load_codec
+from inkdrop.codec import Codec, encoded, load_codec
 from inkdrop.condition import Told, captioned
 from inkdrop.core.cond import Cond, Terms
 from inkdrop.core.dataset import Data, Forward
@@ -25,6 +25,7 @@ from inkdrop.model import Examples
 from inkdrop.reader import Reader, reader_of
 from inkdrop.recipe import Recipe, open_data
 from inkdrop.train.frames import Frames
+from inkdrop.train.latents import Latents, check_images
 
 __all__ = ["Feed"]
 
@@ -77,16 +78,19 @@ class Feed:
         self.codec: Codec | None = None if known is None else known.codec
         self._augmentation = Augmentation(recipe.augment)
         self._states: dict[int, Data] = {}
-        if recipe.codec is not None and self.augmented:
+        if recipe.codec is None and not recipe.train.cache:
+            raise BadArgument("train.cache: got false, but there is no codec whose latents could be kept; leave it out")
+        if recipe.codec is not None and self.augmented and recipe.train.cache:
             names = ", ".join(part.name for part in recipe.augment)
             raise BadArgument(
-                f"augment: got {names} beside a codec, whose latents of each picture are kept; use augment=none"
+                f"augment: got {names} beside a codec, whose latents of each picture are kept; use augment=none, or "
+                "train.cache=false"
             )
         if recipe.codec is not None:
             self.codec = self.codec or load_codec(recipe.codec, trust=trust)
             self.codec.to(device)
-            self._states = {id(data): Latents(data, self.codec) for data in (self.data, self.held_out)}
-        self.shape: tuple[int, ...] = self._state(self.data).shape
+            self._open(self.codec)
+        self.shape: tuple[int, ...] = self.data.shape if self.codec is None else self.codec.latent_shape
         attributes = len(getattr(self.data, "attributes", ()))
         shown = shown_of(recipe, self.data.shape)
         self.terms: Terms = terms_of(len(self.data.classes), attributes, self.reader, self.pair, *shown)
@@ -96,6 +100,14 @@ class Feed:
     def augmented(self) -> bool:
         """Whether training pictures are changed at random, so that nothing made of them can be kept for later."""
         return bool(self.recipe.augment)
+
+    def _open(self, codec: Codec) -> None:
+        """Have the latents of both splits at hand, or else see that they can be made as they are needed."""
+        for data in (self.data, self.held_out):
+            if self.recipe.train.cache:
+                self._states[id(data)] = Latents(data, codec)
+            elif len(data):
+                check_images(data, codec)
 
     def _state(self, data: Data) -> Data:
         """The data as what is noised: their latents where there is a codec."""
@@ -132,7 +144,10 @@ class Feed:
         if self.reader is not None:
             cond = self._read(cond, [self._texts(data)[row] for row in rows])
         if self.pair is not None:
-            cond = self._pictured(cond, x0 if self.codec is None else data.take(rows)[0], draw, schedule)
+            cond = self._pictured(cond, data.take(rows)[0] if self._states else x0, draw, schedule)
+        if self.codec is not None and not self._states:
+            with self._lock:
+                x0 = encoded(self.codec, x0)
         return (x0, cond) if held_out else self.frames.cut(x0, cond, draw)
 
     def _read(self, cond: Cond | None, texts: Sequence[str | None]) -> Cond:
