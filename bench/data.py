@@ -2,6 +2,7 @@
 
     python bench/data.py --out bench/results                 2,000 PNGs of 32×32 and of 64×64, batches of 64
     python bench/data.py --net 32=400 --net 64=90            and the multiple of what a net takes, in images/s, by side
+    python bench/data.py --train                             only what a trainer does: ms an update, by train.workers
     python bench/data.py --quick                             400 images, one round
 
 The pictures are RGB, smooth with a little noise, so that they compress about as photographs do. Every source holds the
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import platform
@@ -27,6 +29,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +37,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from inkdrop.codec import Codec, save_codec
 from inkdrop.core.dataset import Data
 from inkdrop.data.folder import folder
 from inkdrop.data.parquet import parquet
 from inkdrop.data.shards import shards
+from inkdrop.find import Part
+from inkdrop.plan import Plan
+from inkdrop.recipe import Recipe
+from inkdrop.settings import Train
 from inkdrop.train.order import rows_of
 from inkdrop.train.prefetch import Prefetch
+from inkdrop.train.trainer import Trainer
 
 
 def picture(side: int, number: int) -> bytes:
@@ -98,6 +107,39 @@ def rate(data: Data, batch: int, updates: int, workers: int) -> tuple[float, flo
         return images / (time.perf_counter() - began), images / (time.process_time() - used)
 
 
+def training(root: Path, count: int, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds an update of a small net on a folder of 64×64, each batch made in its turn or by threads beside it.
+
+    Of latents too, that are kept on disk or made at every update; medians over all updates but the first three.
+    """
+    sources(root / "train", 64, count)
+    codec = Codec(Part("autoencoder", {"latent": 4, "width": 16, "multipliers": [1, 2], "blocks": 1}), (3, 64, 64))
+    save_codec(codec, root / "codec")
+    net = Part("unet", {"width": 16, "multipliers": [1, 2], "blocks": 1, "middle_attention": False})
+    data = Part("folder", {"data": str(root / "train" / "folder"), "cache": False})
+    took: dict[tuple[str, int], list[float]] = {}
+    for _, kind, workers in itertools.product(range(rounds), _KINDS, (0, 1, 2)):
+        train = Train(batch=16, workers=workers, **_KINDS[kind])
+        recipe = Recipe(data=data, net=net, train=train, plan=Plan(steps=1, guide=()))
+        recipe = recipe if kind == "pictures" else replace(recipe, codec=str(root / "codec"))
+        trainer, at = Trainer(recipe, None), list[float]()
+        with trainer.ahead.running(12):
+            for _ in range(12):
+                trainer.step()
+                at.append(time.perf_counter())
+        took.setdefault((kind, workers), []).extend(b - a for a, b in itertools.pairwise(at[2:]))
+    rows = []
+    print("| what is trained on | 0 workers | 1 worker | 2 workers |\n| --- | --- | --- | --- |")
+    for kind in _KINDS:
+        times = [round(1e3 * statistics.median(took[kind, workers]), 1) for workers in (0, 1, 2)]
+        print(f"| {kind} | " + " | ".join(f"{ms} ms" for ms in times) + " |")
+        rows.append({"kind": kind, "ms": times})
+    return rows
+
+
+_KINDS: dict[str, dict[str, Any]] = {"pictures": {}, "kept latents": {}, "latents made anew": {"cache": False}}
+
+
 def check(found: dict[str, Data]) -> None:
     """Every source gives the same pictures, by name or row."""
     expected = found["folder"].take([3, 100])[0]
@@ -113,6 +155,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train", action="store_true", help="only a trainer's updates, by train.workers")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -123,6 +166,9 @@ def main() -> None:
     root = Path(tempfile.mkdtemp())
     os.environ["INKDROP_CACHE"] = str(root / "cache")
     try:
+        if args.train:
+            training(root, min(count, 200), min(rounds, 2))
+            return
         for side in (32, 64):
             found = sources(root / str(side), side, count)
             check(found)

@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from albums import album, codec_folder
+from albums import pictured as shown
 from inkdrop.bundle import locate
+from inkdrop.codec import encoded
 from inkdrop.core.cond import Cond
 from inkdrop.core.noise import Draw
+from inkdrop.data.augment import flip as mirror
 from inkdrop.errors import BadArgument, BadData, InkdropWarning
 from inkdrop.find import Part
 from inkdrop.recipe import open_data
@@ -201,3 +205,49 @@ def test_a_text_that_is_cut_is_warned_of_once_by_any_thread():
 def test_workers_are_at_least_none():
     with pytest.raises(BadArgument, match=r"train\.workers: got -1, need at least 0"):
         Train(workers=-1)
+
+
+# ---- latents that are not kept -----------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_latents_made_at_every_update_are_those_of_the_cache(tmp_path):
+    """Within 1e-5: the encoder is asked in other chunks, and sums round otherwise."""
+    folder, codec = album(tmp_path / "album"), codec_folder(tmp_path / "codec")
+    recipe = shown(folder, label=True, codec=codec, image=Part("lowres", {"factor": 2}))
+    schedule = Trainer(recipe, None).denoiser.schedule
+    kept, made = (Feed(replace(recipe, train=replace(recipe.train, cache=cache)), CPU) for cache in (True, False))
+    for held_out in (False, True):
+        rows, draw = range(7), Draw(0, 3, range(7))
+        (z, cond), (own, told) = (feed.take(rows, draw, schedule, held_out=held_out) for feed in (kept, made))
+        assert z.shape[1:] == kept.shape == made.shape == (2, 4, 4)
+        torch.testing.assert_close(own, z, rtol=1e-5, atol=1e-5)
+        assert equal((z, cond), (z, told))
+        assert z.std() > 0.1, "the test is blind"
+
+
+@pytest.mark.long
+def test_augmented_pictures_are_encoded_after_it_and_equal_at_any_number_of_workers(tmp_path):
+    folder, codec = album(tmp_path / "album"), codec_folder(tmp_path / "codec")
+    flip = (Part("flip", {"told": False}),)
+    recipe = replace(shown(folder, codec=codec, cache=False, steps=5), augment=flip)
+    plain = Feed(replace(recipe, augment=()), CPU)
+    feed, draw = Feed(recipe, CPU), Draw(0, 3, range(8))
+    mirrored = mirror(plain.data.take(range(8))[0], draw)[0]
+    assert not torch.equal(mirrored, plain.data.take(range(8))[0])
+    assert torch.equal(feed.take(range(8), draw, None)[0], encoded(feed.codec, mirrored))
+    alone = runs(tmp_path / "0", recipe, 0)
+    assert runs(tmp_path / "2", recipe, 2) == alone
+
+
+@pytest.mark.long
+def test_what_the_cache_cannot_do_is_one_line(tmp_path):
+    folder, codec = album(tmp_path / "album"), codec_folder(tmp_path / "codec")
+    recipe = shown(folder, codec=codec)
+    for wrong, text in (
+        (replace(recipe, augment=(Part("flip"),)), "use augment=none, or train.cache=false"),
+        (points(cache=False), "train.cache: got false, but there is no codec"),
+    ):
+        with pytest.raises(BadArgument, match=text) as caught:
+            Feed(wrong, CPU)
+        assert "\n" not in str(caught.value)

@@ -82,7 +82,7 @@ class Latents:
         at = np.asarray(rows, np.int64)
         picked = {name: torch.from_numpy(np.array(kept[at])) for name, kept in self._kept.items()}
         z = picked.pop("latents")
-        return z, Cond(**picked) if picked else None
+        return z, Cond(label=picked.get("label"), vec=picked.get("vec")) if picked else None
 
     def name(self, row: int) -> str:
         """The name of the image."""
