@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from inkdrop.find import Part
-from inkdrop.recipe import Recipe
+from inkdrop.recipe import Recipe, dump
 from inkdrop.settings import Train
 from inkdrop.train.dry import dry_run
+from inkdrop.train.resident import process_memory
 from inkdrop.train.trainer import Trainer
 from runs import digits, points
 
@@ -109,3 +111,41 @@ def test_the_fixed_part_is_twenty_bytes_a_parameter():
     assert facts["bytes_fixed"] == 20 * facts["parameters"]
     assert facts["bytes_peak"] > facts["bytes_fixed"]
     assert torch.is_grad_enabled()
+
+
+GROWING = [  # the smaller batch grows mostly by libraries and weights, the larger by activations
+    ({"width": 32, "multipliers": [1, 2]}, 32, {}),
+    ({"width": 32, "multipliers": [1, 2]}, 128, {"precision": "bfloat16", "channels_last": True}),
+    ({"width": 64, "multipliers": [1, 2, 2], "attention": [1]}, 24, {}),
+    ({"width": 64, "multipliers": [1, 2, 2], "attention": [1]}, 48, {"accumulate": 2}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+@pytest.mark.parametrize(("knobs", "batch", "change"), GROWING)
+def test_the_growth_of_the_process_is_told(knobs, batch, change):
+    """Beside a real run of two updates in a process of its own; 1 % seen."""
+    recipe = digits(batch=batch, **change)
+    recipe = replace(recipe, net=Part("unet", knobs))
+    code = (
+        "import json, sys\nfrom inkdrop.recipe import read\nfrom inkdrop.train.allocator import keeping_memory\n"
+        "from inkdrop.train.trainer import Trainer\n"
+        "def status(name):\n    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))\n"
+        "recipe, before = read(json.load(sys.stdin)), status('VmRSS')\n"
+        "with keeping_memory():\n    trainer = Trainer(recipe, None, device='cpu')\n"
+        "    trainer.step(), trainer.step(), trainer.step()\nprint(status('VmHWM') - before)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(dump(recipe)),
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    )
+    told, real = process_memory(recipe), int(done.stdout)
+    print(f"told {told:,}, measured {real:,}, ratio {told / real:.3f}")
+    assert told == pytest.approx(real, rel=0.15)

@@ -47,7 +47,12 @@ def lay_out(net: nn.Module, train: Train, device: torch.device) -> None:
     if train.channels_last:
         if not any(isinstance(part, nn.Conv2d) for part in net.modules()):
             raise BadArgument("train.channels_last: got true, but the net has no convolution; leave it out (false)")
-        net.to(memory_format=torch.channels_last)
+        _turn(net, torch.channels_last)
+
+
+def _turn(net: nn.Module, layout: torch.memory_format) -> None:
+    """Give the kernels of a net's convolutions a layout, in place."""
+    net.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 @dataclass
@@ -100,9 +105,9 @@ def fastest(trainer: Trainer, seconds: float = 30.0) -> tuple[Train, list[Tried]
     """Measure ways of training on this machine, with this net, batch and data; the recipe's fields with the fastest.
 
     What is timed is the gradient of a micro-batch, in rounds in which every way has its turn; of each way the median
-    counts: of processor time, on a GPU of wall time. A way is taken only if its gradient and loss are those of float32 up to `BOUND` of the difference that
-    other samples and other noise make, and if it is faster than the recipe's own by `GAIN`. Where a pass takes long,
-    the batch is made smaller, so that all takes about `seconds`.
+    counts, of processor time, on a GPU of wall time. A way is taken only if its gradient and loss are those of float32
+    up to `BOUND` of the difference that other samples and other noise make, and if it is faster than the recipe's own
+    by `GAIN`. Where a pass takes long, the batch is made smaller, so that all takes about `seconds`.
 
     Args:
         trainer: of the recipe, which is used up: its weights are moved, and its dropout is turned off.
@@ -213,7 +218,7 @@ def _gradient(trainer: Trainer, train: Train, each: Tried, *, timed: bool = Fals
     trainer.recipe = replace(trainer.recipe, train=replace(train, **each.way))
     trainer.scale = LossScale() if each.way["precision"] == "float16" else None
     trainer.accumulate = 1
-    net.to(memory_format=torch.channels_last if each.way["channels_last"] else torch.contiguous_format)
+    _turn(net, torch.channels_last if each.way["channels_last"] else torch.contiguous_format)
     lay_out(net, trainer.recipe.train, trainer.device)
     if each.way["compile"]:
         net.compile(dynamic=False)
