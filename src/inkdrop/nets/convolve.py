@@ -124,24 +124,25 @@ class _Convolve(torch.autograd.Function):
 
 
 class _Turned(torch.autograd.Function):
-    """norm(h)·(1 + scale) + shift, and silu of it or not, of channels last: normalised with channels first."""
+    """norm(h)·(1 + scale) + shift, and silu of it or not, of channels last: normalised with channels first.
+
+    It keeps h alone, and turns and normalises it again for the gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
         h, scale, shift, weight, bias, (groups, eps, curved) = given
-        moved = _moved(h, scale, shift, weight, bias, groups, eps)
-        ctx.save_for_backward(*given[:-1], *(part for part in moved if isinstance(part, Tensor)))
-        ctx.how = given[-1], moved.groups, moved.folded
-        y = functional.silu(moved.y) if curved else moved.y
+        ctx.save_for_backward(*given[:-1])
+        ctx.how = given[-1]
+        y = _moved(h, scale, shift, weight, bias, groups, eps).y
+        y = functional.silu(y, inplace=True) if curved else y
         return y.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h, scale, shift, weight, bias, y, rows, weights, mean, rate = ctx.saved_tensors
-        (groups, eps, curved), many, folded = ctx.how
-        moved = _Moved(y, rows, weights, many, mean, rate, folded)
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted, through what made them
-            moved = _moved(h, scale, shift, weight, bias, groups, eps)
+        h, scale, shift, weight, bias = ctx.saved_tensors
+        groups, eps, curved = ctx.how
+        moved = _moved(h, scale, shift, weight, bias, groups, eps)
         g = grads[0].contiguous()
         g = _silu_gradient(g, moved.y) if curved else g
         to_h, to_scale, to_shift, _, *rest = _moved_gradient(g, h, scale, weight, bias, moved, eps)
