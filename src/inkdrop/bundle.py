@@ -118,6 +118,7 @@ def save(
     bundle: Bundle,
     path: Path,
     *,
+    net: Mapping[str, Tensor] | None = None,
     raw: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Tensor] | None = None,
     progress: Mapping[str, Any] | None = None,
@@ -127,6 +128,7 @@ def save(
     Args:
         bundle: what to save.
         path: a new folder.
+        net: the weights of bundle.denoiser.net, where that does not hold them whole.
         raw: the optimiser's own weights, beside the averaged ones in bundle.denoiser.net.
         state: the optimiser's tensors, for resuming.
         progress: plain JSON for resuming (the update reached).
@@ -134,7 +136,7 @@ def save(
     Raises:
         BadArgument: a tensor is not finite, the folder exists or cannot be written.
     """
-    files: dict[str, Writer] = {"net.safetensors": tensors(bundle.denoiser.net.state_dict())}
+    files: dict[str, Writer] = {"net.safetensors": tensors(bundle.denoiser.net.state_dict() if net is None else net)}
     if bundle.codec is not None:
         files["codec.safetensors"] = tensors(bundle.codec.state_dict())
     texts = {} if bundle.reader is None else bundle.reader.files()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -15,7 +17,7 @@ from inkdrop.cli_edit import edit
 from inkdrop.cli_eval import compare, evaluate
 from inkdrop.cli_hub import hub
 from inkdrop.cli_parts import make_ema, train_autoencoder, train_classifier
-from inkdrop.errors import Busy, Cancelled, InkdropError
+from inkdrop.errors import Busy, Cancelled, InkdropError, Lost
 from inkdrop.options import (
     Attribute,
     Checkpoint,
@@ -39,6 +41,7 @@ from inkdrop.options import (
     Weak,
     Weights,
 )
+from inkdrop.parallel import is_first
 
 if TYPE_CHECKING:
     from inkdrop.bundle import Bundle
@@ -289,12 +292,18 @@ def check(path: Annotated[Path, typer.Argument(help="A folder of images, a .zip,
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Run the command line; an error that the caller can put right is one line on stderr and exit code 2."""
+    """Run the command line; an error that the caller can put right is one line on stderr and exit code 2.
+
+    Of the ranks of a job only the first prints; an error that all have is said once.
+    """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext() if is_first() else redirect_stdout(StringIO()):
             warnings.showwarning = _warn
             return app(args=argv, standalone_mode=True)
-    except (InkdropError, Busy, Cancelled) as error:
+    except InkdropError as error:
+        if not error.echo:
+            typer.echo(f"inkdrop: {error}", err=True)
+    except (Busy, Cancelled, Lost) as error:
         typer.echo(f"inkdrop: {error}", err=True)
     except OSError as error:  # a full disk, a file without permission
         typer.echo(f"inkdrop: {error.filename or 'file'}: {error.strerror or error}", err=True)
@@ -310,7 +319,8 @@ def _warn(
     line: str | None = None,
 ) -> None:
     """Show a warning as one line: where in the house it was raised is nothing to its user."""
-    typer.echo(f"inkdrop: warning: {message}", err=True)
+    if is_first():
+        typer.echo(f"inkdrop: warning: {message}", err=True)
 
 
 if __name__ == "__main__":

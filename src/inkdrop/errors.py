@@ -12,7 +12,8 @@
     │       └── Diverged            training or sampling left the finite numbers
     └── RuntimeError
         ├── Busy                    a queue is full; try again later
-        └── Cancelled               whoever started it stopped it
+        ├── Cancelled               whoever started it stopped it
+        └── Lost                    another process of the same job is gone
 
 Every message is one line: what, got, allowed, and what to try. The command line prints it and exits with 2.
 """
@@ -33,6 +34,7 @@ __all__ = [
     "Diverged",
     "InkdropError",
     "InkdropWarning",
+    "Lost",
     "MissingExtra",
     "UnknownName",
     "warn",
@@ -40,7 +42,13 @@ __all__ = [
 
 
 class InkdropError(ValueError):
-    """The root of every error that a caller can put right."""
+    """The root of every error that a caller can put right.
+
+    Attributes:
+        echo: whether another process of the same job says it already.
+    """
+
+    echo = False
 
 
 class BadArgument(InkdropError):
@@ -88,6 +96,10 @@ class Busy(RuntimeError):
 
 class Cancelled(RuntimeError):
     """Whoever started it stopped it."""
+
+
+class Lost(RuntimeError):
+    """Another process of the same job is gone, or does not answer."""
 
 
 class InkdropWarning(UserWarning):

@@ -120,8 +120,15 @@ def write_json(path: Path, record: Any) -> None:
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def load_weights(net: nn.Module, file: Path) -> None:
+def load_weights(
+    net: nn.Module, file: Path, placed: Callable[[Tensor, Tensor], Tensor] = lambda value, weight: value
+) -> None:
     """Fill a net from a safetensors file, every key used and none left over.
+
+    Args:
+        net: to fill.
+        file: of whole tensors.
+        placed: (tensor of the file, the net's own) -> what is loaded of it.
 
     Raises:
         BadCheckpoint: the file cannot be read, or does not fit this net.
@@ -130,7 +137,8 @@ def load_weights(net: nn.Module, file: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        net.load_state_dict(load_file(file))
+        own = net.state_dict()
+        net.load_state_dict({name: placed(value, own.get(name, value)) for name, value in load_file(file).items()})
     except (SafetensorError, OSError, RuntimeError) as error:
         raise BadCheckpoint(f"{file}: does not fit this net ({str(error).splitlines()[-1].strip()})") from None
 

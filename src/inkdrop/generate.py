@@ -22,9 +22,10 @@ from inkdrop.edit.pairs import Pair
 from inkdrop.errors import BadArgument, BadShape, UnknownName
 from inkdrop.find import knobs
 from inkdrop.model import Model, conditional, state_shape
+from inkdrop.parallel import Ranks
 from inkdrop.plan import Plan, change, check_guide, grid_of, needs_of, noise_of, sampling
 
-__all__ = ["cond_of", "evaluating", "parts_of", "plan_of", "sample", "steps"]
+__all__ = ["cond_of", "evaluating", "parts_of", "plan_of", "sample", "sample_shared", "steps"]
 
 
 class _Job(NamedTuple):
@@ -276,3 +277,45 @@ def sample(
         with evaluating(job.parts):
             out.append(drive(job.work, job.parts, on_step=tell, heard=job.heard).cpu())
     return torch.cat(out)
+
+
+def sample_shared(
+    model: Model,
+    count: int,
+    ranks: Ranks,
+    *,
+    told: Told,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 256,
+    on_step: Callable[[int, Step], bool | None] | None = None,
+) -> Tensor:
+    """As `sample`, each rank making its share of the images, which then all ranks have, (count, C, *S) on the CPU.
+
+    An image's noise is keyed by its number, so that it is the same whoever makes it, but for the rounding of another
+    batch size.
+
+    Args:
+        model: the same on all ranks.
+        count: how many images, ≥ 1; ranks beyond have nothing to do.
+        ranks: of the job.
+        told: what is said of the images.
+        seed: as in `sample`; and so are first, batch and on_step, which hears of this rank's images.
+        first: see there.
+        batch: see there.
+        on_step: see there.
+    """
+    if ranks.size == 1:
+        words: dict[str, Any] = vars(told)
+        return sample(model, count, seed=seed, first=first, batch=batch, on_step=on_step, **words)
+    _check_negative(plan_of(model, None, {}), told.negative)
+    every, mine = cond_of(model, count, told, None, first), ranks.share(count)
+
+    def own() -> Tensor:
+        if not mine:
+            return torch.empty(0, *model.shape)
+        cond = None if every is None else every.take(slice(mine.start, mine.stop))
+        at = first + mine.start
+        return sample(model, len(mine), seed=seed, first=at, cond=cond, batch=batch, on_step=on_step)
+
+    return ranks.cat(ranks.together(own))

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from inkdrop.parallel import is_first
+
 if TYPE_CHECKING:
     from inkdrop.codec import Codec
     from inkdrop.drive import Step
@@ -41,10 +43,10 @@ Report = Callable[[int, int, str], None]
 
 
 class Screen:
-    """Progress bars on stderr while it is open; plain lines, one a phase, where stderr is no terminal."""
+    """Progress bars on stderr while it is open; plain lines, one a phase, where stderr is no terminal; rank 0 only."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, quiet=not is_first())
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),  # all of it fits into 80 columns
             BarColumn(bar_width=12),

@@ -64,6 +64,8 @@ class Train:
         skips: updates in a row that are skipped as their loss or gradient is not finite, ≥ 1; the last of them takes
             the run back to its last good checkpoint, with half the learning rate.
         rollbacks: how often the run may go back before it gives up, ≥ 0.
+        shard: with several ranks, hold weights, average and optimiser in shares, one a rank (FSDP), rather than all on
+            each: less memory a rank, more words between them.
         tensorboard: write what stats.jsonl holds for TensorBoard too, into the run's folder tensorboard/.
     """
 
@@ -99,6 +101,7 @@ class Train:
     keep: int = 2
     skips: int = 5
     rollbacks: int = 3
+    shard: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

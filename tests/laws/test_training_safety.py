@@ -17,6 +17,7 @@ import torch
 from inkdrop.bundle import checkpoints, load, locate
 from inkdrop.errors import BadArgument, BadData, Diverged
 from inkdrop.find import Part
+from inkdrop.parallel import shares
 from inkdrop.recipe import open_data
 from inkdrop.settings import Train
 from inkdrop.train.ema import Ema
@@ -24,7 +25,7 @@ from inkdrop.train.guard import NotFinite, offenders
 from inkdrop.train.interrupt import hold_interrupts
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.loss_scale import LossScale
-from inkdrop.train.order import rows_of, shares
+from inkdrop.train.order import rows_of
 from inkdrop.train.run import Run
 from inkdrop.train.trainer import Trainer
 from runs import digits, files_of, log_of, points

@@ -59,6 +59,10 @@ class Forward(Data, Protocol):
         """What makes the rows from an update on quick to reach, as plain JSON."""
         ...
 
+    def merged(self, states: Sequence[Any]) -> Any:
+        """The state of several processes at one update, each of which has read its own part."""
+        ...
+
     def restore(self, state: Any) -> None:
         """Take up a state that `state` gave."""
         ...

@@ -236,6 +236,10 @@ class Stream:
         """
         return [lane.state(update * batch // self.lanes) for lane in self._lanes]
 
+    def merged(self, states: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+        """The state of several processes at one update: of each lane that of the one which has read it furthest."""
+        return [max(lane, key=lambda known: known["window"]) for lane in zip(*states, strict=True)]
+
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Take up a state that `state` gave, of a stream with the same fingerprint.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inkdrop.errors import BadArgument, BadCheckpoint
+from inkdrop.train.shard import own, placed
 
 __all__ = ["LENGTHS", "Ema", "Powers", "decay_at", "mixture", "power_of"]
 
@@ -44,8 +45,8 @@ class Ema:
     def update(self, net: nn.Module, update: int) -> None:
         """Average in the weights after optimiser update number `update`, counted from 0; buffers are copied."""
         keep = decay_at(update, self.decay)
-        mine = [p.detach() for p in self.net.parameters()]
-        theirs = [p.detach() for p in net.parameters()]
+        mine = [own(p.detach()) for p in self.net.parameters()]
+        theirs = [own(p.detach()) for p in net.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - keep)
         for buffer, new in zip(self.net.buffers(), net.buffers(), strict=True):
             buffer.copy_(new)
@@ -91,9 +92,9 @@ class Powers:
     def update(self, net: nn.Module) -> None:
         """Average in the weights after an optimiser update."""
         self.count += 1
-        theirs = [p.detach() for p in net.parameters()]
+        theirs = [own(p.detach()) for p in net.parameters()]
         for length, mine in zip(LENGTHS, self.averages, strict=True):
-            torch._foreach_lerp_(mine, theirs, 1 - (1 - 1 / self.count) ** (power_of(length) + 1))
+            torch._foreach_lerp_([own(p) for p in mine], theirs, 1 - (1 - 1 / self.count) ** (power_of(length) + 1))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What must be saved to go on, or to make other averages of: "count", and "LENGTH/name" of each average."""
@@ -113,7 +114,7 @@ class Powers:
         self.count = int(state["count"])
         for length, mine in zip(LENGTHS, self.averages, strict=True):
             for name, value in zip(self._names, mine, strict=True):
-                value.copy_(state[f"{length:.2f}/{name}"])
+                value.copy_(placed(state[f"{length:.2f}/{name}"], value))
 
 
 def mixture(ends: Sequence[tuple[int, float]], wanted: tuple[int, float]) -> tuple[list[float], float]:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
-
 from inkdrop.errors import Diverged
 
-__all__ = ["Guard", "NotFinite", "offenders", "out_of_memory", "spoken"]
+__all__ = ["Guard", "NotFinite", "offenders", "spoken"]
 
 _NAMED = 3  # samples that a message names; the log has up to _FOUND
 _FOUND = 16
@@ -24,16 +22,19 @@ class NotFinite(Diverged):
         what: "loss" or "gradient".
         names: of the samples for which it is so by themselves; () if for none.
         batch: samples of the update.
+        alone: whether single samples were looked at, so that () says something.
     """
 
-    def __init__(self, update: int, what: str, names: Sequence[str], batch: int) -> None:
+    def __init__(self, update: int, what: str, names: Sequence[str], batch: int, *, alone: bool = True) -> None:
         self.update, self.what, self.names = update, what, tuple(names[:_FOUND])
         if len(names) == batch > 1:
             self.samples = f"each of the {batch} samples; lower train.lr, as the net has probably come apart"
         elif names:
             self.samples = f"{spoken(names)}; look at it, or take it out of the data"
-        else:
+        elif alone:
             self.samples = "the batch, though of no sample alone; lower train.lr"
+        else:
+            self.samples = "the batch (with train.shard samples cannot be looked at one by one); lower train.lr"
         super().__init__(f"training: the {what} of update {update} is not finite for {self.samples}")
 
 
@@ -79,10 +80,3 @@ def offenders(finite: Callable[[Sequence[int]], bool], places: Sequence[int]) ->
         yield from search(part[middle:])
 
     return list(islice(search(places), _FOUND))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of memory which cannot be had, on the processor or on a GPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "heed_terminate", "hold_interrupts"]
+__all__ = ["Terminated", "heed_terminate", "hold_interrupts", "note_interrupts"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,6 +35,29 @@ def heed_terminate() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def note_interrupts() -> Iterator[list[str]]:
+    """Write down Ctrl-C ("interrupted") and SIGTERM ("terminated") within the block, in place of raising anything.
+
+    For ranks, which have to stop at the same update. Handlers that somebody else has set stay.
+    """
+    asked: list[str] = []
+    ours = (signal.SIG_DFL, signal.default_int_handler)
+    kinds = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    before = {kind: signal.getsignal(kind) for kind in kinds if _ours() and signal.getsignal(kind) in ours}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(kinds[signal.Signals(number)])
+
+    for kind in before:
+        signal.signal(kind, note)
+    try:
+        yield asked
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 @contextmanager

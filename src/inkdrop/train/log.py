@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from inkdrop.errors import BadArgument, MissingExtra
+from inkdrop.parallel import ALONE, Ranks
 from inkdrop.train.record import write_atomically
 
 __all__ = ["Log", "scalars"]
@@ -24,14 +25,15 @@ class Log:
     Args:
         folder: of the run.
         tensorboard: write the numbers into folder/tensorboard too.
+        ranks: rank 0 writes; what goes wrong there is told to all.
 
     Raises:
         MissingExtra: tensorboard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
-        self.path, self._board = folder / "stats.jsonl", None
-        if tensorboard:
+    def __init__(self, folder: Path, *, tensorboard: bool = False, ranks: Ranks = ALONE) -> None:
+        self.path, self._board, self._ranks = folder / "stats.jsonl", None, ranks
+        if tensorboard and ranks.first:
             self._board = _Board(folder / "tensorboard")
 
     def __enter__(self) -> Log:
@@ -47,6 +49,9 @@ class Log:
         Raises:
             BadArgument: the disk is full, or the like; the file is as it was before.
         """
+        self._ranks.lead(lambda: self._write(update, lines))
+
+    def _write(self, update: int, lines: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps({"update": update, **facts}, allow_nan=False) + "\n" for facts in lines)
         try:
             _append(self.path, text.encode())
@@ -66,6 +71,9 @@ class Log:
             rollbacks: how often it has gone back by then; a line about a later return is dropped.
             looked: whether the look at this update was due; one taken because the run stopped here is dropped.
         """
+        self._ranks.lead(lambda: self._cut(update, rollbacks, looked))
+
+    def _cut(self, update: int, rollbacks: int, looked: bool) -> None:
         kept = []
         for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
             try:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from inkdrop.bundle import Bundle, checkpoints, load, locate
+from inkdrop.bundle import Bundle, checkpoints, load
 from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.find import Part, find, knobs
+from inkdrop.parallel import ranks
 from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
 from inkdrop.train.allocator import keeping_memory
 from inkdrop.train.record import begin_record, go_on_record, note_progress, write_atomically
@@ -65,6 +66,9 @@ def fit(
 ) -> Bundle:
     """Train a recipe in a new run folder and return the averaged model.
 
+    Under torchrun all ranks train it together; when torchrun has started them anew, a run that is there already goes
+    on as with `resume`.
+
     Args:
         recipe: a Recipe, the name of one in recipes/, or the path of a recipe.json.
         out: a folder that holds no run yet.
@@ -84,23 +88,39 @@ def fit(
         BadData: a sample cannot be read; a checkpoint was written where the run has begun.
     """
     made, out = choose(recipe, data=None if data is None else Path(data), settings=settings, trust=trust), Path(out)
+    job = ranks()
+    if job.tell(job.restarts > 0 and (out / "recipe.json").exists()):
+        return resume(out, max_steps=max_steps, max_time=max_time, heard=heard, device=device, trust=trust)
+    job.lead(lambda: _check_new(out))
+    _check_limits(max_steps, max_time)
+    check_latents(made)
+    if check_speed(speed) == "auto":
+        made = job.together(lambda: quickened(made, heard if job.first else silent, device, trust=trust))
+        made = replace(
+            made, train=replace(made.train, **job.tell({name: getattr(made.train, name) for name in FIELDS}))
+        )
+    trainer = Trainer(made, out, heard, device, trust=trust, ranks=job)
+    job.lead(lambda: _begin(out, made))
+    trainer.run(max_steps=max_steps, max_time=max_time)
+    return trainer.bundle()
+
+
+def _check_new(out: Path) -> None:
+    """Refuse a folder that something is in."""
     if (out / "recipe.json").exists():
         raise BadArgument(f"{out}: holds a run already; resume it, or choose another --out")
     if out.exists() and (not out.is_dir() or any(p.name not in _UNBEGUN for p in out.iterdir())):
         raise BadArgument(f"{out}: is not an empty folder; choose another --out")
-    _check_limits(max_steps, max_time)
-    check_latents(made)
-    if check_speed(speed) == "auto":
-        made = quickened(made, heard, device, trust=trust)
-    trainer = Trainer(made, out, heard, device, trust=trust)
+
+
+def _begin(out: Path, recipe: Recipe) -> None:
+    """Make the folder of a run, with its run.json and its recipe.json."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadArgument(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
-    begin_record(out / "run.json", made.train.seed)
-    write_atomically(out / "recipe.json", dump(made))
-    trainer.run(max_steps=max_steps, max_time=max_time)
-    return trainer.bundle()
+    begin_record(out / "run.json", recipe.train.seed)
+    write_atomically(out / "recipe.json", dump(recipe))
 
 
 def check_speed(speed: str, *, train: bool = True) -> Literal["none", "auto"]:
@@ -198,21 +218,40 @@ def resume(
     _check_limits(max_steps, max_time)
     where = None if data is None else Path(data)
     changed = replace(choose(recipe, data=where), train=set_knobs(recipe, settings).train)
+    job, newest = ranks(), _newest(run)
     known = None
-    if checkpoints(run) and (changed.text is not None or changed.codec is not None):
-        known = load(locate(run), weights="raw", trust=trust)
-    start = locate(run) if checkpoints(run) else None
-    trainer = Trainer(changed, run, heard, device, known, start=start, trust=trust)
-    for rest in (run / "checkpoints").glob(".*.part"):  # of a save that was killed
-        shutil.rmtree(rest)
-    if start is not None:
-        prune(run, changed.train)  # what a run that was killed just after a save had not come to
-        note_progress(run / "run.json", trainer.update, trainer.seconds)
-    if max_steps is not None and max_steps <= trainer.update:
+    if newest is not None and (changed.text is not None or changed.codec is not None):
+        known = job.together(lambda: load(newest, weights="raw", trust=trust))
+    trainer = Trainer(changed, run, heard, device, known, start=newest, trust=trust, ranks=job)
+    job.lead(lambda: _tidy(trainer))
+    if max_steps is not None and max_steps <= trainer.update and not job.restarts:
         raise BadArgument(f"max_steps: got {max_steps}, but the run is at update {trainer.update}; give more, or none")
     if trainer.update < changed.train.steps:
         trainer.log.cut(trainer.update, trainer.guard.rollbacks, looked=trainer.looks_at(trainer.update))
-        write_atomically(run / "recipe.json", dump(changed))
-        go_on_record(run / "run.json", changed.train.seed, trainer.update)
+        job.lead(lambda: _note(trainer))
     trainer.run(max_steps=max_steps, max_time=max_time)
     return trainer.bundle()
+
+
+def _newest(run: Path) -> Path | None:
+    """The newest checkpoint, which rank 0 looks for; None if there is none."""
+    job = ranks()
+    found = job.lead(lambda: checkpoints(run))
+    name = job.tell(found[-1].name if found else None)
+    return None if name is None else run / "checkpoints" / str(name)
+
+
+def _tidy(trainer: Trainer) -> None:
+    """Do what a run that was killed in or after a save had not come to."""
+    run = trainer.out
+    for rest in (run / "checkpoints").glob(".*.part"):
+        shutil.rmtree(rest)
+    if checkpoints(run):
+        prune(run, trainer.recipe.train)
+        note_progress(run / "run.json", trainer.update, trainer.seconds)
+
+
+def _note(trainer: Trainer) -> None:
+    """Write down that a run goes on, and as what."""
+    write_atomically(trainer.out / "recipe.json", dump(trainer.recipe))
+    go_on_record(trainer.out / "run.json", trainer.recipe.train.seed, trainer.update)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 
 from inkdrop.core.noise import generator
 from inkdrop.settings import Train
 
-__all__ = ["learning_rate", "rows_of", "shares"]
+__all__ = ["learning_rate", "rows_of"]
 
 _EPOCHS = 2**62  # the image word of the order's keys, far from any sample's
 
@@ -31,21 +30,6 @@ def rows_of(update: int, batch: int, total: int, seed: int) -> list[int]:
         order = _permutation(seed, epoch, total)
         rows += order[at : at + batch - len(rows)].tolist()
     return rows
-
-
-def shares(places: range, parts: int) -> list[range]:
-    """Places of a batch in parts that follow one another and differ by one place at most, the larger ones first.
-
-    A rank's places are its share of the batch's, and a micro-batch's are its share of the rank's; what a sample draws
-    depends on its place alone.
-
-    Args:
-        places: range(batch), or a share of it.
-        parts: how many, in [1, len(places)].
-    """
-    size, rest = divmod(len(places), parts)
-    ends = [places.start + i * size + min(i, rest) for i in range(parts + 1)]
-    return [range(a, b) for a, b in pairwise(ends)]
 
 
 _last: dict[tuple[int, int, int], np.ndarray] = {}

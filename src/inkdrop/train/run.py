@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,8 +14,9 @@ from inkdrop.bundle import checkpoints
 from inkdrop.core.dataset import Forward
 from inkdrop.errors import BadArgument, BadData, Diverged, InkdropError
 from inkdrop.files import remove_folder
-from inkdrop.train.guard import Guard, NotFinite, out_of_memory
-from inkdrop.train.interrupt import Terminated, heed_terminate, hold_interrupts
+from inkdrop.parallel import out_of_memory
+from inkdrop.train.guard import Guard, NotFinite
+from inkdrop.train.interrupt import Terminated, heed_terminate, hold_interrupts, note_interrupts
 from inkdrop.train.log import Log
 from inkdrop.train.look import advise, colours_of, copies, drift, drift_text
 from inkdrop.train.record import note_progress, write_atomically
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from inkdrop.train.trainer import Trainer
 
 __all__ = ["Run"]
+
+
+_WHY = (None, "max-time", "interrupted", "terminated")
+"""Why ranks stop before the last update; of several reasons the last one here is given."""
 
 
 class Run:
@@ -39,6 +45,7 @@ class Run:
         self.trainer, self.log, self.train = trainer, log, trainer.recipe.train
         self._began, self._before = time.monotonic(), trainer.seconds
         self._colours: dict[str, list[float]] | None = None
+        self._asked: list[str] = []  # by signals, while there are other ranks to tell of it
         self._shown: tuple[int, Tensor | None] = (-1, None)  # the newest preview, and its update
 
     def go(self, max_steps: int | None, max_time: float | None) -> str:
@@ -54,16 +61,19 @@ class Run:
         ended = "finished" if trainer.last == train.steps else "max-steps"
         if trainer.update >= trainer.last:
             return ended
-        drop_later(trainer.out, trainer.update)
+        trainer.ranks.lead(lambda: drop_later(trainer.out, trainer.update))
         with trainer.ahead.running(trainer.last):
             return self._guarded(ended, max_time)
 
     def _guarded(self, ended: str, max_time: float | None) -> str:
         """Train, and say why it ended, with what is written then; `ended` if that was the last update."""
         try:
+            if trainer.ranks.size > 1:
+                with note_interrupts() as self._asked:
+                    return self._train(max_time) or ended
             with heed_terminate():
                 try:
-                    return ended if self._train(max_time) else "max-time"
+                    return self._train(max_time) or ended
                 except KeyboardInterrupt as stop:
                     with hold_interrupts():
                         self._save()
@@ -73,8 +83,8 @@ class Run:
         except (InkdropError, OSError) as error:
             raise self._ended(error) from None
 
-    def _train(self, max_time: float | None) -> bool:
-        """Updates until the last, or until the time is up; whether it came to the last."""
+    def _train(self, max_time: float | None) -> str | None:
+        """Updates until the last, or until it is to stop: why, the same on all ranks; None where it came there."""
         trainer = self.trainer
         if not trainer.update:
             trainer.history = [{"update": 0, **_loss_of(trainer.held_out_loss())}]
@@ -82,12 +92,22 @@ class Run:
             self._look()  # the run was stopped in the middle of this one
         while trainer.update < trainer.last:
             self._step()
-            if max_time is not None and time.monotonic() - self._began >= max_time:
+            late = max_time is not None and time.monotonic() - self._began >= max_time
+            why = self._stopped(late)
+            if why == "max-time":
                 self._mend()
                 self._close()
-                return False
+            elif why is not None:
+                self._save()
+            if why is not None:
+                return why
         self._close()
-        return True
+        return None
+
+    def _stopped(self, late: bool) -> str | None:
+        """Why all ranks stop after this update: a signal to one of them, or rank 0's clock; None to go on."""
+        asked = max((_WHY.index(why) for why in self._asked), default=0)
+        return _WHY[self.trainer.ranks.most(max(asked, int(late and self.trainer.ranks.first)))]
 
     def _step(self) -> None:
         """An update, or a skipped one, and what is due after it."""
@@ -155,7 +175,7 @@ class Run:
             Diverged: that was done as often as train.rollbacks allows.
         """
         trainer, guard = self.trainer, self.trainer.guard
-        good = newest_good(trainer.out, self.train)
+        ranks, good = trainer.ranks, self._good()
         if guard.rollbacks >= self.train.rollbacks:
             there = f"its last good checkpoint is {good}" if good else "it has no checkpoint"
             raise Diverged(
@@ -163,11 +183,9 @@ class Run:
             )
         with hold_interrupts():
             where, seconds = trainer.update, trainer.seconds
-            for late in checkpoints(trainer.out):
-                if good is None or late.name > good.name:
-                    remove_folder(late)
+            ranks.lead(lambda: _remove_later(trainer.out, good))
             trainer.begin() if good is None else trainer.load(good)
-            drop_later(trainer.out, trainer.update)
+            ranks.lead(lambda: drop_later(trainer.out, trainer.update))
             self.log.cut(trainer.update, guard.rollbacks, looked=trainer.looks_at(trainer.update))
             trainer.seconds = seconds
             trainer.guard = Guard(guard.skipped, 0, guard.rollbacks + 1, guard.rate / 2)
@@ -175,6 +193,12 @@ class Run:
             self.log.write(trainer.update, facts)
         text = f"{why}: back from update {where} to {trainer.update}, with {trainer.guard.rate:g} of the learning rate"
         trainer.heard("rollback", {"update": trainer.update, **facts, "text": text})
+
+    def _good(self) -> Path | None:
+        """The checkpoint to go back to, which rank 0 looks for."""
+        there = self.trainer.ranks.lead(lambda: newest_good(self.trainer.out, self.train))
+        name = self.trainer.ranks.tell(None if there is None else there.name)
+        return None if name is None else self.trainer.out / "checkpoints" / str(name)
 
     def _ended(self, error: InkdropError | OSError) -> InkdropError:
         """The error that ends the run, with where it stands; a checkpoint is written if that can be."""
@@ -188,7 +212,9 @@ class Run:
         found = checkpoints(trainer.out)
         there = f"go on from {found[-1].name}" if found else "there is no checkpoint yet, so start again"
         kind = BadData if isinstance(error, BadData | FileNotFoundError) else BadArgument
-        return kind(f"{text}; stopped at update {trainer.update}; {there} with: inkdrop resume {trainer.out}")
+        ended = kind(f"{text}; stopped at update {trainer.update}; {there} with: inkdrop resume {trainer.out}")
+        ended.echo = not trainer.ranks.first
+        return ended
 
     # ---- looks and checkpoints ----------------------------------------------------------------------------------
 
@@ -214,9 +240,10 @@ class Run:
 
     def _save(self) -> None:
         """A checkpoint, unless what it would hold is not finite: then the one before is the newest."""
-        if finite(self.trainer):
-            self.trainer.save()
-            note_progress(self.trainer.out / "run.json", self.trainer.update, self.trainer.seconds)
+        trainer = self.trainer
+        if finite(trainer):
+            trainer.save()
+            trainer.ranks.lead(lambda: note_progress(trainer.out / "run.json", trainer.update, trainer.seconds))
 
     def _close(self) -> None:
         """The last look and the last checkpoint."""
@@ -224,7 +251,8 @@ class Run:
         if not (trainer.looks_at(trainer.update) and trainer.looked == trainer.update):
             self._look()
         x = self._shown[1] if self._shown[0] == trainer.update else self._preview()
-        if x is not None and x.ndim == 4 and (found := copies(x, trainer.data, trainer.held_out)) is not None:
+        found = None if x is None else self._copies(x)
+        if found is not None:
             self.log.write(trainer.update, {"copies": found})
             if found["copies"]:
                 text = (
@@ -233,6 +261,14 @@ class Run:
                 )
                 trainer.heard("copies", {"update": trainer.update, **found, "text": text})
         self._save()
+
+    def _copies(self, x: Tensor) -> dict[str, Any] | None:
+        """How near samples come to training images, which rank 0 looks for; None where that is not looked for."""
+        if x.ndim != 4:
+            return None
+        ranks, trainer = self.trainer.ranks, self.trainer
+        found: dict[str, Any] | None = ranks.tell(ranks.lead(lambda: copies(x, trainer.data, trainer.held_out)))
+        return found
 
     def _preview(self) -> Tensor | None:
         """Samples; None where the net is not yet such that they are finite, or memory does not suffice for them."""
@@ -260,10 +296,12 @@ class Run:
         x = self._preview()
         self._shown = trainer.update, x
         if x is not None and (x.ndim == 4 or x.shape[1:] in ((1,), (2,))):
-            self._draw(x)
+            drawn = x
+            trainer.ranks.lead(lambda: self._draw(drawn))
         if x is not None and x.ndim == 4:
             stream = isinstance(trainer.data, Forward)  # which would be read to its end for it
-            self._colours = self._colours or colours_of(trainer.held_out if stream else trainer.data)
+            shown = trainer.held_out if stream else trainer.data
+            self._colours = self._colours or trainer.ranks.together(lambda: colours_of(shown))
             lines.append({"colour": drift(x, self._colours)})
             seen["drift"] = lines[-1]["colour"]["drift"]
             last = next((look["drift"] for look in reversed(trainer.history) if "drift" in look), None)
@@ -289,6 +327,13 @@ class Run:
         picture.grid(x).save(png, "PNG")
         write_atomically(path, png.getvalue())
         trainer.heard("preview", {"path": path, "update": trainer.update})
+
+
+def _remove_later(run: Path, good: Path | None) -> None:
+    """Drop the checkpoints after the one to go back to, or all."""
+    for late in checkpoints(run):
+        if good is None or late.name > good.name:
+            remove_folder(late)
 
 
 def _loss_of(held_out: dict[str, Any]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from inkdrop.bundle import Bundle, load, locate
 from inkdrop.errors import BadArgument, BadCheckpoint
 from inkdrop.files import remove_folder, sha256, tensors, write_folder, write_json
 from inkdrop.train.ema import LENGTHS, mixture
+from inkdrop.train.shard import whole
 
 if TYPE_CHECKING:
     from inkdrop.train.trainer import Trainer
@@ -30,13 +31,16 @@ def keep_snapshot(trainer: Trainer) -> None:
         BadArgument: a tensor is not finite, or it cannot be written.
     """
     path = trainer.out / "averages" / f"step-{trainer.update:08d}"
-    if trainer.powers is None or trainer.update % trainer.recipe.train.snapshots or path.exists():
+    if trainer.powers is None or trainer.update % trainer.recipe.train.snapshots:
+        return
+    if trainer.ranks.tell(path.exists()):
         return
 
     def record(target: Path) -> None:
         write_json(target, {"format": _FORMAT, "sha256": sha256(target.parent / _FILE)})
 
-    write_folder(path, {_FILE: tensors(trainer.powers.state_dict()), _RECORD: record})
+    held = whole(trainer.powers.state_dict(), trainer.ranks)
+    trainer.ranks.lead(lambda: write_folder(path, {_FILE: tensors(held), _RECORD: record}))
 
 
 def drop_later(run: Path, update: int) -> None:

@@ -18,6 +18,7 @@ from inkdrop.files import load_weights, remove_folder
 from inkdrop.settings import Train
 from inkdrop.train.guard import Guard
 from inkdrop.train.loss_scale import LossScale
+from inkdrop.train.shard import own, placed, whole
 
 if TYPE_CHECKING:
     from inkdrop.train.trainer import Trainer
@@ -29,11 +30,12 @@ def finite(trainer: Trainer) -> bool:
     """Whether all that a checkpoint would hold is finite: weights, average and the optimiser's moments."""
     held: list[Tensor] = [*trainer.denoiser.net.state_dict().values(), *trainer.ema.net.state_dict().values()]
     held += [value for entry in trainer.optimiser.state_dict()["state"].values() for value in entry.values()]
-    return all(bool(torch.isfinite(value).all()) for value in held if value.is_floating_point())
+    fine = all(bool(torch.isfinite(own(value)).all()) for value in held if value.is_floating_point())
+    return not trainer.ranks.most(int(not fine))
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
-    """Write a checkpoint of everything, whole or not at all.
+    """Write a checkpoint of everything, whole or not at all; rank 0 does, and all ranks hear of a failure.
 
     Raises:
         BadArgument: a tensor is not finite, or it cannot be written.
@@ -54,9 +56,17 @@ def save_state(trainer: Trainer, path: Path) -> None:
         "guard": asdict(trainer.guard),
         "loss_scale": None if trainer.scale is None else asdict(trainer.scale),
         "history": trainer.history,
-        "stream": trainer.ahead.state(trainer.update),
+        "stream": _stream(trainer),
     }
-    save(trainer.bundle(), path, raw=trainer.denoiser.net.state_dict(), state=tensors, progress=progress)
+    held = (trainer.ema.net.state_dict(), trainer.denoiser.net.state_dict(), tensors)
+    net, raw, state = (whole(part, trainer.ranks) for part in held)
+    trainer.ranks.lead(lambda: save(trainer.bundle(), path, net=net, raw=raw, state=state, progress=progress))
+
+
+def _stream(trainer: Trainer) -> Any:
+    """Where a stream stands, of which each rank has read its part; None of other data."""
+    states = trainer.ranks.gather(trainer.ahead.state(trainer.update))
+    return trainer.data.merged(states) if isinstance(trainer.data, Forward) else None
 
 
 def load_state(trainer: Trainer, folder: Path) -> None:
@@ -72,18 +82,21 @@ def load_state(trainer: Trainer, folder: Path) -> None:
         raise BadCheckpoint(
             f"{folder}: has no training state (raw.safetensors, state.*); it can be sampled, not resumed"
         )
-    load_weights(trainer.denoiser.net, folder / "raw.safetensors")
-    load_weights(trainer.ema.net, folder / "net.safetensors")
-    whole: dict[str, dict[str, Tensor]] = {}
+    load_weights(trainer.denoiser.net, folder / "raw.safetensors", placed)
+    load_weights(trainer.ema.net, folder / "net.safetensors", placed)
+    held: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(folder / "state.safetensors").items():
         index, _, name = key.partition(".")
-        whole.setdefault(index, {})[name] = value
-    trainer.draws.load_state_dict(whole.pop("draws", {}))
-    powers = whole.pop("powers", {})
+        held.setdefault(index, {})[name] = value
+    trainer.draws.load_state_dict(held.pop("draws", {}))
+    powers, weights = held.pop("powers", {}), list(trainer.denoiser.net.parameters())
     if trainer.powers is not None:
         trainer.powers.load_state_dict(powers)
+    moments = {
+        int(index): {name: placed(value, weights[int(index)]) for name, value in entry.items()}
+        for index, entry in held.items()
+    }
     groups = trainer.optimiser.state_dict()["param_groups"]
-    moments = {int(index): entry for index, entry in whole.items()}
     trainer.optimiser.load_state_dict({"state": moments, "param_groups": groups})
     for weight, entry in trainer.optimiser.state.items():  # the fused kernel takes moments in the layout of the weight
         for name, value in entry.items():

@@ -16,10 +16,12 @@ from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
 from inkdrop.find import knobs as knobs_of
-from inkdrop.generate import sample, steps
+from inkdrop.generate import sample_shared, steps
+from inkdrop.parallel import ALONE, Ranks
 from inkdrop.recipe import Recipe, denoiser_of
 from inkdrop.train.ahead import Ahead
 from inkdrop.train.allocator import keeping_memory
+from inkdrop.train.buckets import Buckets
 from inkdrop.train.draws import Draws
 from inkdrop.train.ema import Ema, Powers
 from inkdrop.train.feed import Feed
@@ -31,6 +33,7 @@ from inkdrop.train.log import Log
 from inkdrop.train.loss_scale import LossScale
 from inkdrop.train.order import learning_rate
 from inkdrop.train.run import Run
+from inkdrop.train.shard import shard
 from inkdrop.train.snapshots import keep_snapshot
 from inkdrop.train.speed import lay_out
 from inkdrop.train.state import load_state, prune, save_state
@@ -57,6 +60,11 @@ class Trainer:
         known: the model of a run that goes on, whose reader and codec are kept; None for a new run.
         start: the checkpoint from which a run goes on; None: from the beginning.
         trust: allow the codec's folder to name code outside inkdrop.
+        ranks: of the job, each of which has a trainer and makes the same calls of it.
+
+    Attributes:
+        sharded: whether weights, average and optimiser are held in shares, one a rank.
+        buckets: how gradients are added up over ranks; None where there is one rank, or FSDP does it.
     """
 
     def __init__(
@@ -69,11 +77,15 @@ class Trainer:
         *,
         start: Path | None = None,
         trust: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.recipe, self.heard = recipe, heard
+        self.recipe, self.ranks, self.heard = recipe, ranks, heard if ranks.first else silent
+        if recipe.train.batch < ranks.size:
+            raise BadArgument(f"train.batch: got {recipe.train.batch}, need at least one sample a rank, {ranks.size}")
+        self.sharded = recipe.train.shard and ranks.size > 1
         self.out = Path() if out is None else out
-        self.device = device_of(device)
-        self.feed = Feed(recipe, self.device, known, trust=trust)
+        self.device = ranks.together(lambda: device_of(device, ranks))
+        self.feed = ranks.together(lambda: Feed(recipe, self.device, known, trust=trust))
         self.data, self.held_out = self.feed.data, self.feed.held_out
         function = find("losses", recipe.loss.name)
         levels = self.data.levels if self.feed.codec is None else None  # latents are continuous
@@ -81,9 +93,9 @@ class Trainer:
         knobs = check_knobs(recipe.loss.name, function, {**own, **recipe.loss.knobs})
         self.loss: Callable[..., dict[str, Tensor]] = lambda *args: function(*args, **knobs)
         self.accumulate, self.last = recipe.train.accumulate, recipe.train.steps
-        self.log = Log(self.out, tensorboard=recipe.train.tensorboard)
+        self.log = Log(self.out, tensorboard=recipe.train.tensorboard, ranks=ranks)
         self.begin()
-        self.ahead = Ahead(self.feed, self.denoiser.schedule, self.device)
+        self.ahead = Ahead(self.feed, self.denoiser.schedule, self.device, ranks.share(recipe.train.batch))
         if start is not None:
             self.load(start)
         self._try()
@@ -95,10 +107,14 @@ class Trainer:
         self.denoiser = denoiser_of(self.recipe, self.feed.shape, self.feed.terms).to(self.device)
         lay_out(self.denoiser.net, train, self.device)
         self.ema = Ema(self.denoiser.net, train.ema)
+        if self.sharded:
+            for net in (self.denoiser.net, self.ema.net):
+                shard(net, self.ranks, self.device)
         self.powers = Powers(self.denoiser.net) if train.snapshots else None
         if train.compile:  # its average stays as it is written
             self.denoiser.net.compile(dynamic=False)
-        weights = self.denoiser.net.parameters()
+        weights = list(self.denoiser.net.parameters())
+        self.buckets = Buckets(weights, self.ranks) if self.ranks.size > 1 and not self.sharded else None
         self.optimiser = torch.optim.AdamW(
             weights, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
         )
@@ -114,7 +130,7 @@ class Trainer:
         for update in self.feed.frames.trials().values():
             row = self.ahead.rows(before)[0] if isinstance(self.data, Forward) else 0  # that which is read next
             self.update = update
-            self.losses([row])
+            self.ranks.together(lambda row=row: self.losses([row]))
         self.update = before
         for _ in itertools.islice(steps(self.bundle(), 1, **vars(self.feed.told(1))), 2):
             pass
@@ -192,21 +208,26 @@ class Trainer:
     def held_out_loss(self, count: int = 256) -> dict[str, Any]:
         """The averaged net's loss on held-out data, whole and in bands of time, on fixed noise: see held_out.py."""
         net, seed = self.bundle().denoiser, self.recipe.train.seed
-        return held_out_loss(net, self.loss, self.feed, seed=seed, device=self.device, count=count)
+        return held_out_loss(net, self.loss, self.feed, seed=seed, device=self.device, count=count, ranks=self.ranks)
 
     def preview(self, count: int = 16) -> Tensor:
-        """Samples of the averaged model from noise that is the same at every call, (count, C, *S)."""
-        told: dict[str, Any] = vars(self.feed.told(count))
-        return sample(self.bundle(), count, seed=self.recipe.train.seed, **told)
+        """Samples of the averaged model from noise that is the same at every call, (count, C, *S), on all ranks.
+
+        Each rank makes its share of them; where the weights are in shares, each makes all of them together with the
+        others.
+        """
+        sharing = ALONE if self.sharded else self.ranks
+        told = self.ranks.together(lambda: self.feed.told(count))
+        return sample_shared(self.bundle(), count, sharing, told=told, seed=self.recipe.train.seed)
 
     def save(self) -> Path:
         """Write a checkpoint of everything, and drop the oldest beyond `keep`."""
         keep_snapshot(self)
         path = self.out / "checkpoints" / f"step-{self.update:08d}"
-        if not path.exists():
+        if self.ranks.tell(not path.exists()):
             save_state(self, path)
             self.heard("checkpoint", {"path": path, "update": self.update})
-        prune(self.out, self.recipe.train)
+        self.ranks.lead(lambda: prune(self.out, self.recipe.train))
         return path
 
     def load(self, folder: Path) -> None:
@@ -215,7 +236,7 @@ class Trainer:
         Raises:
             BadCheckpoint: it was not made for resuming, or does not fit.
         """
-        load_state(self, folder)
+        self.ranks.together(lambda: load_state(self, folder))
 
     def run(self, *, max_steps: int | None = None, max_time: float | None = None) -> str:
         """Train until the recipe's steps, max_steps updates in all, or max_time seconds of this call.
@@ -242,14 +263,22 @@ class Trainer:
         return update == min(100, every) or update % every == 0
 
 
-def device_of(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA where there is a GPU, else the CPU.
+def device_of(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is a GPU, else the CPU; of several ranks each has its own GPU.
 
     Raises:
-        BadArgument: no such device here.
+        BadArgument: no such device here, or fewer GPUs than ranks on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.size > 1:
+        if ranks.local >= torch.cuda.device_count():
+            raise BadArgument(
+                f"device: rank {ranks.local} of this machine has no GPU of its own, as there are "
+                f"{torch.cuda.device_count()}; start as many ranks (--nproc-per-node), or take --device cpu"
+            )
+        name = f"cuda:{ranks.local}"
+        torch.cuda.set_device(ranks.local)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
