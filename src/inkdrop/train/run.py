@@ -68,7 +68,7 @@ class Run:
     def _guarded(self, ended: str, max_time: float | None) -> str:
         """Train, and say why it ended, with what is written then; `ended` if that was the last update."""
         try:
-            if trainer.ranks.size > 1:
+            if self.trainer.ranks.size > 1:
                 with note_interrupts() as self._asked:
                     return self._train(max_time) or ended
             with heed_terminate():
