@@ -41,7 +41,7 @@ from inkdrop.options import (
     Weak,
     Weights,
 )
-from inkdrop.parallel import is_first
+from inkdrop.parallel import is_first, ranks
 
 if TYPE_CHECKING:
     from inkdrop.bundle import Bundle
@@ -237,7 +237,7 @@ def sample(
     with Screen() as screen:
         used = bundle.recipe.train.seed if seed is None else seed
         x = jobs.draw(bundle, n, used, told, screen)
-    jobs.write_samples(x, target, bundle, used, said, overwrite)
+    ranks().lead(lambda: jobs.write_samples(x, target, bundle, used, said, overwrite))
     typer.echo(f"samples: {target}/grid.png")
 
 

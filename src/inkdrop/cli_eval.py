@@ -29,6 +29,7 @@ from inkdrop.options import (
     Weak,
     Weights,
 )
+from inkdrop.parallel import ranks
 
 __all__ = ["compare", "evaluate"]
 
@@ -93,7 +94,7 @@ def evaluate(
     else:
         (print_likelihood if nll else print_scores)(figures)
     if out is not None:
-        jobs.write_figures(figures, out)
+        ranks().lead(lambda: jobs.write_figures(figures, out))
 
 
 def compare(

@@ -20,6 +20,7 @@ from inkdrop.evals.shelf import Shelf, look
 from inkdrop.evals.stream import chunk_rows, cut
 from inkdrop.generate import sample, steps
 from inkdrop.jobs import asks_of
+from inkdrop.parallel import ALONE, Ranks
 from inkdrop.recipe import dump
 from inkdrop.said import labels_by, told_by
 
@@ -131,14 +132,28 @@ class Samples:
         spent, outside = time.perf_counter() - began, (x.abs() > 1).double().mean()
         return {"x": x.clamp(-1, 1), "outside": outside, "seconds": torch.tensor(spent, dtype=torch.float64)}
 
-    def seen(self, shelf: Shelf, screen: Screen | None = None) -> Iterator[dict[str, Tensor]]:
-        """What was seen of the samples, group by group: features, distance, row, outside (greatest share), seconds."""
+    def seen(self, shelf: Shelf, screen: Screen | None = None, ranks: Ranks = ALONE) -> Iterator[dict[str, Tensor]]:
+        """What was seen of the samples, group by group: features, distance, row, outside (greatest share), seconds.
+
+        Of several ranks, which have the shelf in common, each draws its share of a group's batches, and rank 0 alone
+        looks at them: the others yield nothing.
+        """
         show = None if screen is None else screen.sampling(self.count, asks_of(self.bundle))
         for rows in self.groups():
             parts = cut(rows, self.batch)
+            if ranks.size > 1:
+                ranks.together(partial(self._help, shelf, rows, parts, ranks))
+            if not ranks.first:
+                continue
             yield shelf.get(_name("seen", rows), partial(self._look, shelf, parts, show))
             for part in parts:
                 shelf.drop(_name("drawn", part))
+
+    def _help(self, shelf: Shelf, rows: Sequence[int], parts: Sequence[Sequence[int]], ranks: Ranks) -> None:
+        """Draw this rank's share of a group's batches onto the shelf, unless the group was looked at already."""
+        if shelf.find(_name("seen", rows)) is None:
+            for part in parts[ranks.rank :: ranks.size]:
+                shelf.get(_name("drawn", part), partial(self.draw, part, None))
 
     def _look(self, shelf: Shelf, parts: Sequence[Sequence[int]], show: Any) -> dict[str, Tensor]:
         """What is seen of samples of these numbers, some of which may have been drawn before."""

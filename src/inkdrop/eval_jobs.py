@@ -14,7 +14,7 @@ from inkdrop.bundle import Bundle
 from inkdrop.core.dataset import Data
 from inkdrop.drawn import BATCH, Samples, pace
 from inkdrop.errors import BadArgument
-from inkdrop.evals.features import features_for
+from inkdrop.evals.features import Features, features_for
 from inkdrop.evals.nearest import Near
 from inkdrop.evals.score import check_metrics, reference_shelf, score
 from inkdrop.evals.shelf import Seen, Shelf
@@ -22,6 +22,7 @@ from inkdrop.find import Part, check_knobs, find, knobs, parse
 from inkdrop.generate import evaluating
 from inkdrop.jobs import asks_of
 from inkdrop.measures import Measures
+from inkdrop.parallel import ranks
 from inkdrop.recipe import dump, open_data, set_knobs
 from inkdrop.said import Captioned
 from inkdrop.train.record import describe_run
@@ -151,31 +152,43 @@ def score_bundle(
         raise BadArgument(f"eval: got {count} samples, need at least 2; try 1000")
     train, test = split_of(bundle, data, "train"), split_of(bundle, data, "test")
     check_enough(bundle, train, test)
-    features = features_for(train, test, measures.features, on_progress=screen.task("training the judge"))
+    job = ranks()
+
+    def extractor() -> Features:
+        return features_for(train, test, measures.features, on_progress=screen.task("training the judge"))
+
+    features = job.lead(extractor) or extractor()  # what rank 0 has trained, the others find in the cache
     check_metrics(measures.metrics, features)
     samples = Samples(bundle, count, seed, train, test, features, batch)
     shelf = samples.shelf()
-    announce(samples, shelf, screen)
+    if job.first:
+        announce(samples, shelf, screen)
     outside, seconds = list[float](), list[float]()
 
     def seen() -> Iterator[Seen]:
-        for found in samples.seen(shelf, screen):
+        for found in samples.seen(shelf, screen, job):
             outside.append(float(found["outside"]))
             seconds.append(float(found["seconds"]))
             yield Seen(found["features"], Near(found["distance"], found["row"].tolist()))
 
-    figures = score(
-        seen(),
-        train,
-        test,
-        features,
-        labels=samples.labels(),
-        seed=seed,
-        metrics=measures.metrics,
-        on_progress=screen.task("scoring"),
-        shelf=reference_shelf(train, test, features),
-    )
-    return {**figures, **_how(bundle, seed, max(outside), sum(seconds))}
+    def figures() -> dict[str, Any]:
+        found = score(
+            seen(),
+            train,
+            test,
+            features,
+            labels=samples.labels(),
+            seed=seed,
+            metrics=measures.metrics,
+            on_progress=screen.task("scoring"),
+            shelf=reference_shelf(train, test, features),
+        )
+        return {**found, **_how(bundle, seed, max(outside), sum(seconds))}
+
+    if not job.first:
+        for _ in seen():
+            pass
+    return job.tell(job.lead(figures))
 
 
 def _how(bundle: Bundle, seed: int, outside: float, seconds: float) -> dict[str, Any]:

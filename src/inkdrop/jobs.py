@@ -22,7 +22,8 @@ from inkdrop.drive import watch
 from inkdrop.errors import BadArgument, UnknownName
 from inkdrop.files import refuse_folder, replace_folder
 from inkdrop.find import Part, names, parse
-from inkdrop.generate import plan_of, sample
+from inkdrop.generate import plan_of, sample_shared
+from inkdrop.parallel import ranks
 from inkdrop.plan import change, grid_of, needs_of, sampling
 from inkdrop.recipe import dump, set_knobs, valid, with_knob
 from inkdrop.said import Said, each, told_of
@@ -67,7 +68,7 @@ def open_bundle(
         weak: a weaker run or checkpoint of the same data, for autoguidance; its weights are the averaged ones.
         classifier: the folder of a classifier of noisy images, for classifier guidance.
     """
-    kind, where = cast(Literal["ema", "raw"], weights), str(device_of(device))
+    kind, where = cast(Literal["ema", "raw"], weights), str(device_of(device, ranks()))
     bundle = load(checkpoint, weights=kind, trust=trust, device=where)
     return with_parts(
         bundle,
@@ -124,10 +125,10 @@ def asks_of(bundle: Bundle) -> int:
 
 
 def draw(bundle: Bundle, count: int, seed: int, told: Told, screen: Screen) -> Tensor:
-    """Samples with a progress bar."""
-    heard = screen.sampling(count, asks_of(bundle))
-    how: dict[str, Any] = vars(told)
-    return sample(bundle, count, seed=seed, on_step=lambda done, step: heard(done, step), **how)
+    """Samples with a progress bar; of several ranks each draws its share, and all have all of them."""
+    job = ranks()
+    heard = screen.sampling(max(1, len(job.share(count))), asks_of(bundle))
+    return sample_shared(bundle, count, job, told=told, seed=seed, on_step=lambda done, step: heard(done, step))
 
 
 def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, overwrite: bool) -> None:

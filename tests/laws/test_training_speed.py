@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,32 +14,38 @@ from inkdrop.errors import BadArgument
 from inkdrop.nets import convolve as convolve_module
 from inkdrop.nets.convolve import activated, normed
 from inkdrop.recipe import read
-from inkdrop.train.allocator import keeping_memory
 from inkdrop.train.loop import fit
 from inkdrop.train.speed import Tried, fastest, table
 from inkdrop.train.speed import _best as best_of
 from inkdrop.train.trainer import Trainer
 from runs import digits, points
 
-LARGE = 64 * 2**20  # bytes: 16,384 pages, and beyond every threshold that glibc sets by itself
+FAULTS = """
+import resource
+import torch
+from inkdrop.train.allocator import keeping_memory
 
-
-def faults() -> int:
-    """Page faults of making and freeing a large tensor."""
+def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(LARGE, dtype=torch.uint8)
+    torch.ones(64 * 2**20, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+usual = [faults() for _ in range(8)]
+with keeping_memory():
+    kept = [faults() for _ in range(8)]
+print(min(usual), min(kept), faults())
+"""  # of a large tensor, made and freed: in a process of its own, whose memory nothing else has cut up
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc's allocator can be told")
 def test_freed_memory_is_kept_for_the_next_update_and_given_back_at_the_end():
-    pages = LARGE // resource.getpagesize()
-    faults()
-    assert faults() > 0.9 * pages, "by itself the C library gives large blocks back"
-    with keeping_memory():
-        faults()
-        assert faults() < 0.1 * pages
-    assert faults() > 0.9 * pages
+    """The least of eight: a block that lies a little further on than the one before finds new pages once."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    pages = 64 * 2**20 // resource.getpagesize()
+    usual, kept, after = (int(word) / pages for word in done.stdout.split())
+    assert usual > 0.9, "by itself the C library gives large blocks back"
+    assert kept < 0.1
+    assert after > 0.9
 
 
 @pytest.mark.parametrize(("curved", "scaled"), [(True, True), (True, False), (False, False)])
