@@ -80,16 +80,11 @@ def test_a_skipped_update_is_not_counted(monkeypatch):
     assert trainer.powers.count == 1
 
 
-@pytest.mark.parametrize("length", [0.05, 0.06, 0.08, 0.1, 0.13])
-def test_a_mixture_of_snapshots_is_the_average_that_was_tracked(length):
-    """A random walk of weights with drift, 4,000 updates, snapshots every 250: to 1e-4 of the average.
-
-    Where the length is one that was kept, the mixture is that average itself; beyond both, 0.13 is made to 1.4e-4.
-    """
+@pytest.fixture(scope="module")
+def walk():
+    """A random walk of weights with drift, 4,000 updates: (snapshots of every 250, the weights after each update)."""
     net = nn.Linear(6, 6).double()
-    powers = Powers(net)
-    generator = torch.Generator().manual_seed(0)
-    kept, way = [], []
+    powers, generator, kept, way = Powers(net), torch.Generator().manual_seed(0), [], []
     for n in range(1, 4001):
         with torch.no_grad():
             for p in net.parameters():
@@ -99,12 +94,22 @@ def test_a_mixture_of_snapshots_is_the_average_that_was_tracked(length):
         if n % 250 == 0:
             flat = [torch.cat([p.flatten() for p in average]) for average in powers.averages]
             kept += [(n, width, each) for width, each in zip(LENGTHS, flat, strict=True)]
+    return kept, torch.stack(way)
+
+
+@pytest.mark.parametrize("length", [0.05, 0.06, 0.08, 0.1, 0.13])
+def test_a_mixture_of_snapshots_is_the_average_that_was_tracked(length, walk):
+    """To 1e-4 of the average.
+
+    Where the length is one that was kept, the mixture is that average itself; beyond both, 0.13 is made to 1.4e-4.
+    """
+    kept, way = walk
     factors, error = mixture([(n, width) for n, width, _ in kept], (4000, length))
     made = sum(each * factor for (_, _, each), factor in zip(kept, factors, strict=True))
-    tracked = torch.from_numpy(_exact(4000, length)) @ torch.stack(way)
+    tracked = torch.from_numpy(_exact(4000, length)) @ way
     assert error < (1e-9 if length in LENGTHS else 1e-2)
     assert (made - tracked).norm() / tracked.norm() < (1e-4 if length <= 0.1 else 3e-4)
-    other = torch.from_numpy(_exact(4000, length + 0.02)) @ torch.stack(way)
+    other = torch.from_numpy(_exact(4000, length + 0.02)) @ way
     assert (made - other).norm() / tracked.norm() > 1e-3, "the test could not tell lengths apart"
 
 
