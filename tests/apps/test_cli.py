@@ -22,6 +22,7 @@ from inkdrop.plan import grid_of
 from inkdrop.recipe import read
 from inkdrop.samplers.ddim import ddim
 from inkdrop.samplers.heun import heun
+from inkdrop.train.snapshots import reconstruct
 from inkdrop.train.trainer import Trainer
 from runs import files_of, log_of
 
@@ -147,6 +148,34 @@ def test_max_time_ends_a_run_and_it_can_be_resumed_and_lengthened(inkdrop):
     assert read(Path("run/recipe.json")).train.steps == reached + 3
     _, err = inkdrop("resume", "run")
     assert err == f"stopped at update {reached + 3}: finished\n"
+
+
+# ---- ema ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_average_of_another_length_is_made_of_a_run_s_snapshots(run, inkdrop):
+    """It is a checkpoint like any other: that of `reconstruct`, which is shown and sampled, and repeats nothing."""
+    inkdrop("train", "digits", "--out", "kept", *settings(*TINY, "train.snapshots=1", "train.lr=0.01"))
+    out, err = inkdrop("ema", "kept", "--length", 0.1, "--out", "made/tenth")
+    assert out == "checkpoint: made/tenth, whose profile differs by 0.00% of its norm\n"
+    assert err == ""
+    inkdrop("ema", "kept", "--length", 0.2, "--out", "made/fifth")
+    tenth, fifth = load("made/tenth"), load("made/fifth")
+    expected = reconstruct("kept", 0.1)
+    for mine, theirs in zip(tenth.denoiser.parameters(), expected.denoiser.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert (tenth.card["ema_length"], fifth.card["ema_length"]) == (0.1, 0.2)
+    assert not torch.equal(sample(tenth, 2), sample(fifth, 2))
+    inkdrop("sample", "made/tenth", "-n", 2)
+    assert same(images_of(Path("samples")), bytes_of(sample(tenth, 2)))
+    _, err = inkdrop("ema", "kept", "--length", 0.1, "--out", "made/tenth", code=2)
+    assert err.count("\n") == 1
+    assert "made/tenth: " in err
+    _, err = inkdrop("ema", run, "--length", 0.1, "--out", "none", code=2)
+    assert err.endswith("holds no power-function averages; train with --set train.snapshots=500\n")
+    _, err = inkdrop("ema", "kept", "--length", 0.5, "--out", "none", code=2)
+    assert err == "inkdrop: ema length: got 0.5, need a number in (0, 0.28]; try 0.08\n"
+    assert not Path("none").exists()
 
 
 # ---- sample ------------------------------------------------------------------------------------------------------
