@@ -18,7 +18,9 @@ from inkdrop.core.schedule import cosine, edm, flow, linear
 from inkdrop.errors import BadArgument, BadShape
 from inkdrop.find import Part
 from inkdrop.generate import sample
+from inkdrop.losses.aware import LossAware
 from inkdrop.nets.embed import Coordinates
+from inkdrop.recipe import read
 from inkdrop.train.dry import peak_memory
 from inkdrop.train.feed import Feed
 from inkdrop.train.frames import Frame, Frames, Lowered
@@ -217,6 +219,50 @@ def test_a_run_resumed_in_the_middle_is_the_whole_run(how, tmp_path):
     assert files_of(tmp_path / "whole" / last) == files_of(tmp_path / "parts" / last)
     fit(digits(**{key: value for key, value in settings.items() if key not in how}), tmp_path / "plain")
     assert files_of(tmp_path / "plain" / last) != files_of(tmp_path / "whole" / last)
+
+
+@pytest.mark.parametrize("how", [WINDOWS, STAGES], ids=["windows", "stages"])
+@pytest.mark.parametrize("also", [{"draws": "aware"}, {"draws": "spread"}, {"precision": "float16"}])
+def test_draws_and_half_precision_go_with_it(how, also, tmp_path, monkeypatch):
+    """Stopped in the first stage and in the second; aware times are aimed by then, else they would be independent."""
+    monkeypatch.setattr("inkdrop.train.draws.LossAware", lambda: LossAware(bands=2, history=1))
+    settings = {"batch": 8, "steps": 8, "save_every": 8, "preview_every": 8, "lr": 1e-2, "warmup": 1, **how}
+    fit(digits(**settings, **also), tmp_path / "whole")
+    fit(digits(**settings, **also), tmp_path / "parts", max_steps=1)
+    resume(tmp_path / "parts", max_steps=3)
+    resume(tmp_path / "parts")
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    last = "checkpoints/step-00000008"
+    assert files_of(tmp_path / "whole" / last) == files_of(tmp_path / "parts" / last)
+    plain = Trainer(digits(**settings), None)
+    for _ in range(8):
+        plain.step()
+    changed = load(tmp_path / "whole", weights="raw").denoiser
+    assert not torch.equal(changed.net.stem.weight, plain.denoiser.net.stem.weight)
+    assert all(math.isfinite(line["loss"]) for line in log_of(tmp_path / "whole") if "loss" in line)
+
+
+def test_a_resumed_run_of_more_updates_has_its_stages_at_their_shares_of_the_new_number(tmp_path):
+    """As docs/training/objectives.md says: at update 5 of 8 it sees full pictures, at 5 of 16 means of 2×2.
+
+    Without its stages it goes on at full size.
+    """
+    seen = []
+
+    def heard(kind, facts):
+        if kind == "update":
+            seen.append(facts["update"])
+
+    recipe = digits(steps=8, save_every=4, preview_every=16, **STAGES)
+    assert [Frames(recipe, (1, 8, 8)).at(update).factor for update in range(8)] == [4, 4, 2, 2, 1, 1, 1, 1]
+    fit(recipe, tmp_path, max_steps=5)
+    resume(tmp_path, settings=["train.steps=16"], heard=heard)
+    assert seen == list(range(6, 17))
+    longer = read(tmp_path / "recipe.json")
+    factors = [Frames(longer, (1, 8, 8)).at(update).factor for update in range(16)]
+    assert factors == [4] * 4 + [2] * 4 + [1] * 8
+    resume(tmp_path, settings=["train.steps=40", "train.stages=[]"], max_steps=17)
+    assert Frames(read(tmp_path / "recipe.json"), (1, 8, 8)).at(16) == Frame()
 
 
 @pytest.mark.parametrize("how", [WINDOWS, STAGES], ids=["windows", "stages"])
