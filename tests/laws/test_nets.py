@@ -41,7 +41,8 @@ OTHERS = {"norm_groups": 4, "norm_eps": 1e-5, "symmetric": True, "shift": 0.0, "
 
 # Knobs that the nets' defaults leave untried, by net.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "mlp": [{"embedding": "fourier"}, {"learned_variance": True, "depth": 1, "attributes": 2}],
+    "mlp": [{"embedding": "fourier"}, {"learned_variance": True, "depth": 1, "attributes": 2, "augmentation": 3}],
+    "dit": [{"width": 24, "depth": 2, "heads": 2, "augmentation": 3, "coordinates": 2}],
     "unet": [
         {"scale_shift": False, "multipliers": (1, 2, 2, 2), "attention": (1,), "blocks": 1},  # as unet_cifar10
         {"patch": 2, "learned_variance": True, "attention": (0,), "head_width": 8, "blocks": 1},
@@ -50,6 +51,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {**TWO, "features": 6, "length": 5, "cross": (0,), "only_cross": (0,), "null_length": 2, "pooled": False},
         {**TWO, "image": 2, "augment": True, "attributes": 3, "resample": "residual", "patch": 2},
         {**TWO, **OTHERS, "attention": (0, 1), "heads": (2, 4), "middle_groups": 0, "checkpoint": True},
+        {**TWO, "augmentation": 3, "coordinates": 2, "patch": 2},
     ],
     "unet_latent": [{"features": 6, "length": 5}, {"attributes": 2, "image": 2, "augment": True, "norm_groups": 8}],
     "unet_text": [{"attributes": 2, "image": 2, "augment": True, "norm_groups": 4}],
@@ -135,6 +137,9 @@ def one_each() -> list[Any]:
 
 every_case = pytest.mark.parametrize(("name", "given", "shape"), cases())
 every_net = pytest.mark.parametrize(("name", "given", "shape"), one_each())
+every_shown = pytest.mark.parametrize(
+    ("name", "given", "shape"), [c for c in one_each() if {"augmentation", "coordinates"} & c.values[1].keys()]
+)
 every_exported = pytest.mark.parametrize(
     ("name", "given", "shape"), [c for c in one_each() if not c.values[1] or "only_cross" in c.values[1]]
 )
@@ -166,6 +171,10 @@ def fields(net: nn.Module, shape: tuple[int, ...], rows: int, seed: int = 1) -> 
         out["image"] = torch.randn(rows, len(image.null), *shape[1:], generator=generator)
         if net.context.augment is not None:
             out["image_t"] = torch.rand(rows, generator=generator)
+    if net.context.augmentation is not None:
+        out["augmentation"] = torch.randn(rows, net.context.augmentation.in_features, generator=generator)
+    if getattr(net, "coordinates", None) is not None:
+        out["window"] = torch.rand(rows, 4, generator=generator)
     return out
 
 
@@ -280,6 +289,41 @@ def test_every_field_is_heard_and_its_null_is_its_absence(
         rows = torch.tensor([True, False, True])
         mixed = net(x, clock, Cond(**parts[1]).null(rows))
         assert_close(mixed, torch.where(rows.view(3, *[1] * (x.ndim - 1)), silent, b), rtol=1e-5, atol=1e-5)
+
+
+def whole(name: str, told: Tensor) -> Tensor:
+    """What says no more than silence does: no augmentation, or a window that is the full picture."""
+    return torch.zeros_like(told) if name == "augmentation" else torch.tensor([0.0, 0, 1, 1]).expand_as(told)
+
+
+@every_shown
+def test_how_a_picture_is_shown_is_heard_and_never_null(
+    name: str, given: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    net = perturbed(make(name, shape, **given))
+    x, clock, _ = batch(net, shape)
+    one, other = fields(net, shape, 3), fields(net, shape, 3, seed=2)
+    shown = {field: told for field, told in one.items() if field in ("augmentation", "window")}
+    silent = net(x, clock, None)
+    for field, told in shown.items():
+        a, b = net(x, clock, Cond(**{field: told})), net(x, clock, Cond(**{field: other[field]}))
+        assert differ(a, b)
+        assert differ(a, silent)
+        assert torch.equal(net(x, clock, Cond(**{field: whole(field, told)})), silent)
+    assert_close(net(x, clock, Cond(**one).null()), net(x, clock, Cond(**shown)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_net_with_these_knobs_has_these_layers(name: str) -> None:
+    """Else a net that takes a knob and does not hand it on would pass every other law."""
+    knobs = inspect.signature(NETS[name]).parameters
+    told = {knob: size for knob, size in (("augmentation", 3), ("coordinates", 2)) if knob in knobs}
+    shape = next(case.values[2] for case in cases() if case.values[0] == name)
+    with torch.device("meta"):
+        net = make(name, shape, **told)
+    assert ("augmentation" in told) == (net.context.augmentation is not None)
+    assert net.context.augmentation is None or net.context.augmentation.in_features == 3
+    assert ("coordinates" in told) == (getattr(net, "coordinates", None) is not None)
 
 
 @every_net

@@ -227,6 +227,20 @@ def test_a_net_without_classes_is_there_and_back_the_same(tmp_path: Path) -> Non
     assert_close(read_dit(config, tensors)(x, clock), net(x, clock), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_embedding_of_augmentation_is_left_out_as_it_is_told_nothing_there(shared: bool) -> None:
+    """Told nothing, ours does what theirs does; of each block's embedding where they are not shared."""
+    net = perturbed(dit((1, 8, 8), classes=2, width=24, depth=2, heads=3, patch=4, augmentation=3, shared=shared))
+    config, tensors = write_dit(net)
+    theirs = DiTTransformer2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")}).eval()
+    theirs.load_state_dict(tensors)
+    mine, other = asked(net, theirs, 8)
+    assert_close(mine, other, rtol=0, atol=1e-5)
+    x, clock = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0])
+    with torch.no_grad():
+        assert (net(x, clock, Cond(augmentation=torch.ones(2, 3))) - net(x, clock)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -265,6 +279,7 @@ def test_a_key_too_many_or_too_few_is_refused() -> None:
         ((1, 8, 8), {"vocabulary": 3, "length": 2}, "the net has text"),
         ((1, 8, 8), {"image": 1}, "the net has an image condition"),
         ((1, 8, 8), {"attributes": 1}, "the net has attributes"),
+        ((1, 8, 8), {"coordinates": 2}, "the net has coordinates"),
         ((1, 8, 8), {"embedding": "fourier"}, "the net has Fourier waves"),
         ((1, 8, 8), {"mlp_ratio": 2.0}, "the net has a perceptron of 48 numbers, need .* of 96"),
         ((1, 8, 4), {}, "the net has images of 8×4"),
