@@ -320,6 +320,7 @@ def test_what_is_measured_is_read_from_the_options() -> None:
     assert found.features == Part("classifier", {"dim": 32})
     assert found.metrics == (Part("prdc", {"k": 3}), Part("energy"))
     assert rest == ["sampler.eta=0.5"]
+    assert measures_of(None, ["prdc"], ["prdc.k"])[1] == ["prdc.k"]  # no setting: refused by whoever reads the rest
     assert measures_of(None, (), ["sampler.eta=0.5"]) == ((None, ()), ["sampler.eta=0.5"])
     refused: list[tuple[Any, Any, Any, type, str]] = [
         (None, ["prdc", "prdc"], [], BadArgument, "twice"),
