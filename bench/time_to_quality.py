@@ -20,8 +20,8 @@ The clock counts updates alone: not the reading of files, snapshots, or scores. 
 nothing else; with --clock processor it is that of the processor, of all threads together, over the two cores, so that
 runs can be tried out beside other work. Both are kept. Snapshots are taken at the minutes of --at, and scored by 2,000
 samples (asked of the classes in turn where it is told them) against the 10,000 held-out digits on the features of the
-house's classifier: DDIM with 50 steps for the plain loops, the recipe's own plan for ours. Stages are kept in --work and
-are not done again.
+house's classifier: DDIM with 50 steps for the plain loops, the recipe's own plan for ours. Stages are kept in --work
+and are not done again.
 """
 
 from __future__ import annotations

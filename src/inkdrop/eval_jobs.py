@@ -188,7 +188,8 @@ def score_bundle(
     if not job.first:
         for _ in seen():
             pass
-    return job.tell(job.lead(figures))
+    found: dict[str, Any] = job.tell(job.lead(figures))
+    return found
 
 
 def _how(bundle: Bundle, seed: int, outside: float, seconds: float) -> dict[str, Any]:

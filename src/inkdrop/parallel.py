@@ -169,7 +169,8 @@ class Ranks:
         if at is None:
             return
         if at != self.rank or error is None or isinstance(error, OSError):
-            error = _made(*told[at], at)
+            name, text = told[at]
+            error = _made(name, text, at)
         if isinstance(error, InkdropError):
             error.echo = not self.first
         raise error
@@ -286,4 +287,5 @@ def _made(name: str, text: str, rank: int) -> Exception:
     """The error of another rank, here."""
     kinds: dict[str, type[Exception]] = {"MemoryError": MemoryError, "RuntimeError": RuntimeError}
     kind = kinds.get(name) or getattr(errors, name)
-    return kind.__new__(kind, f"rank {rank}: {text}" if rank else text)
+    made: Exception = kind.__new__(kind, f"rank {rank}: {text}" if rank else text)
+    return made

@@ -12,7 +12,7 @@ from torch import Tensor
 from inkdrop.errors import BadArgument, InkdropError
 from inkdrop.parallel import lost, out_of_memory, shares
 from inkdrop.train.guard import NotFinite, offenders
-from inkdrop.train.shard import full
+from inkdrop.train.shard import add_up, full
 
 if TYPE_CHECKING:
     from inkdrop.train.trainer import Trainer
@@ -110,7 +110,7 @@ def _backward(trainer: Trainer, rows: Sequence[int], places: range, *, shared: b
     parts = shares(places, min(trainer.accumulate, least))
     for part in parts:
         if trainer.sharded:
-            trainer.denoiser.net.set_requires_gradient_sync(part is parts[-1])
+            add_up(trainer.denoiser.net, part is parts[-1])
         elif shared and trainer.buckets is not None and part is parts[-1]:
             trainer.buckets.listen()
         terms = trainer.losses([rows[place] for place in part], part)

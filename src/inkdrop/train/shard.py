@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inkdrop.parallel import Ranks
 
-__all__ = ["full", "own", "placed", "shard", "whole"]
+__all__ = ["add_up", "full", "own", "placed", "shard", "whole"]
 
 
 def shard(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
@@ -48,6 +48,13 @@ def _blocks(net: nn.Module) -> Iterator[nn.Module]:
                 yield from _blocks(part)
             elif any(True for _ in part.parameters()):
                 yield part
+
+
+def add_up(net: nn.Module, now: bool) -> None:
+    """Let the next backward pass of a net in shares add up the gradients of all ranks, or leave that to a later one."""
+    from torch.distributed.fsdp import FSDPModule
+
+    cast(FSDPModule, net).set_requires_gradient_sync(now)
 
 
 def own(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Trainer:
         for update in self.feed.frames.trials().values():
             row = self.ahead.rows(before)[0] if isinstance(self.data, Forward) else 0  # that which is read next
             self.update = update
-            self.ranks.together(lambda row=row: self.losses([row]))
+            self.ranks.together(partial(self.losses, [row]))
         self.update = before
         for _ in itertools.islice(steps(self.bundle(), 1, **vars(self.feed.told(1))), 2):
             pass
