@@ -27,21 +27,25 @@ from inkdrop.train.allocator import keeping_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(64 * 2**20, dtype=torch.uint8)
+    torch.ones(48 * 2**20, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 usual = [faults() for _ in range(8)]
 with keeping_memory():
     kept = [faults() for _ in range(8)]
-print(min(usual), min(kept), faults())
+after = [faults() for _ in range(2)]
+print(min(usual), min(kept), after[1])
 """  # of a large tensor, made and freed: in a process of its own, whose memory nothing else has cut up
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc's allocator can be told")
 def test_freed_memory_is_kept_for_the_next_update_and_given_back_at_the_end():
-    """The least of eight: a block that lies a little further on than the one before finds new pages once."""
+    """The least of eight: a block that lies a little further on than the one before finds new pages once.
+
+    48 MiB are beyond every threshold that glibc sets by itself, and below that of trimming afterwards.
+    """
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    pages = 64 * 2**20 // resource.getpagesize()
+    pages = 48 * 2**20 // resource.getpagesize()
     usual, kept, after = (int(word) / pages for word in done.stdout.split())
     assert usual > 0.9, "by itself the C library gives large blocks back"
     assert kept < 0.1
@@ -115,8 +119,9 @@ def test_what_has_no_effect_is_refused():
         fit(digits(), "never", speed="fast")
 
 
-def test_the_fastest_way_agrees_with_float32_and_is_written_into_the_recipe(tmp_path):
+def test_the_fastest_way_agrees_with_float32_and_is_written_into_the_recipe(tmp_path, monkeypatch):
     told = []
+    monkeypatch.setattr("inkdrop.train.speed._best", lambda fine, own: fine[-1])  # not the recipe's own
     fit(digits(batch=4, steps=1), tmp_path / "run", speed="auto", heard=lambda kind, facts: told.append((kind, facts)))
     (facts,) = [facts for kind, facts in told if kind == "speed"]
     names = [each.name for each in facts["tried"]]
@@ -124,6 +129,7 @@ def test_the_fastest_way_agrees_with_float32_and_is_written_into_the_recipe(tmp_
     assert read(tmp_path / "run" / "recipe.json").train == replace(digits(batch=4, steps=1).train, **facts["chosen"])
     for each in facts["tried"]:
         assert len(each.seconds) >= 2 or each.why
+    assert facts["chosen"] == facts["tried"][-1].way != facts["tried"][0].way
     assert facts["tried"][1].off < 1e-4 < facts["tried"][2].off < 0.05
 
 
