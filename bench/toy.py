@@ -30,7 +30,7 @@ import inkdrop
 from inkdrop.data.digits import digits
 from inkdrop.evals.classifier import classifier
 from inkdrop.evals.interval import t_quantile
-from inkdrop.evals.kid import mmd2
+from inkdrop.evals.mmd import CUBIC, mmd
 from inkdrop.generate import sample
 from inkdrop.train.loop import choose, fit
 from inkdrop.train.record import write_atomically
@@ -51,7 +51,7 @@ def gap(seed: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             model = fit(made, Path(folder) / "run")
         x = sample(model, COUNT, seed=0, sampler="ddim", steps=10).clamp(-1, 1)
-        found[schedule] = 1000 * mmd2(judge(x), real)[0]
+        found[schedule] = 1000 * mmd(judge(x), real, CUBIC).value
     print(f"seed {seed}: KID × 1000 linear {found['linear']:.1f}, cosine {found['cosine']:.1f}", flush=True)
     return found["linear"] - found["cosine"]
 

@@ -15,7 +15,7 @@ from inkdrop.errors import BadArgument
 from inkdrop.evals import shelf as shelves
 from inkdrop.evals.frechet import Moments, frechet
 from inkdrop.evals.interval import difference_of_means, frechet_error, mean_of, parts_of, resample, t_quantile
-from inkdrop.evals.kid import mmd2
+from inkdrop.evals.mmd import CUBIC, mmd
 from inkdrop.evals.paired import gap, redraw
 from inkdrop.evals.shelf import Shelf
 
@@ -73,7 +73,7 @@ def test_redrawn_values_are_those_of_the_metrics() -> None:
     x, y = normals(0, 300, 6), normals(1, 250, 6, 1.2)
     [found] = redraw([x], y, draws=3)
     assert found.value["fid"] == pytest.approx(frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()), rel=1e-9)
-    assert found.value["kid"] == pytest.approx(mmd2(x, y)[0], rel=1e-9)
+    assert found.value["kid"] == pytest.approx(mmd(x, y, CUBIC).value, rel=1e-9)
     w = resample(300, 3, 0)
     assert w.sum(1).tolist() == [300] * 3
     picked = torch.cat([x[i : i + 1].expand(int(n), -1) for i, n in enumerate(w[0])])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from albums import KINDS, SHAPE, random_codec, shake
-from inkdrop import editing, jobs
+from inkdrop import editing, eval_jobs
 from inkdrop.bundle import Bundle
 from inkdrop.classifier import NoisyClassifier, with_parts
 from inkdrop.codec import Codec
@@ -270,7 +270,7 @@ def test_likelihood_of_pictures_is_refused(model: Bundle) -> None:
     of_pictures = made(None, recipe=replace(RECIPE, image=Part("gray")))
     for bundle, text in ((model, "of latents"), (of_pictures, "that starts from a picture")):
         with pytest.raises(BadArgument) as caught, Screen() as screen:
-            jobs.likelihood_of(bundle, 4, 0, None, {}, (), screen)
+            eval_jobs.likelihood_of(bundle, 4, 0, None, {}, (), screen)
         assert one_line(caught) == (
             f"eval --nll: got a model {text}, whose likelihood of pictures is not known; try eval"
         )
