@@ -241,7 +241,7 @@ def test_a_text_is_embedded_once_and_alone(folders, monkeypatch) -> None:
     from inkdrop.pretrained import Pretrained
 
     told, own = [], Pretrained._encoded
-    monkeypatch.setattr(Pretrained, "_encoded", lambda self, text: told.append(text) or own(self, text))
+    monkeypatch.setattr(Pretrained, "_encoded", lambda self, text, heard: told.append(text) or own(self, text, heard))
     knobs = {"model": str(folders / "clip"), "length": 9}
     reader = pretrained((), {}, **knobs)
     rows, _ = reader([*TEXTS[:2], *TEXTS[:2]])

@@ -39,7 +39,9 @@ def measured(recipe: Recipe) -> int:
     events = seen.profiler.kineto_results.events()
     used = list(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
     gradients = sum(p.grad.untyped_storage().nbytes() for p in trainer.denoiser.net.parameters())
-    assert abs(used[-1] - gradients) < 0.01 * gradients + 4096, "the profiler missed something"
+    x0, cond = trainer.ahead._newest.batch  # stays for another try of the update
+    batch = sum(t.untyped_storage().nbytes() for t in (x0, *vars(cond).values()) if isinstance(t, torch.Tensor))
+    assert abs(used[-1] - gradients - batch) < 0.01 * gradients + 4096, "the profiler missed something"
     return sum(t.untyped_storage().nbytes() for t in tensors) + max(used)
 
 
