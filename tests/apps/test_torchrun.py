@@ -51,6 +51,7 @@ def rank_of(launcher: int, rank: int) -> int | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ranks are looked for in /proc")
 def test_a_killed_rank_is_started_again_and_the_run_is_that_of_one_process(alone, tmp_path):
     folder, patience = tmp_path / "run", {**os.environ, "INKDROP_PATIENCE": "60"}
@@ -75,6 +76,7 @@ def test_a_killed_rank_is_started_again_and_the_run_is_that_of_one_process(alone
         assert_close(mine, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_without_restarts_ends_the_job_with_a_line(tmp_path):
     """The other rank says what is the matter; torchrun's own report comes besides."""
     folder = tmp_path / "run"
