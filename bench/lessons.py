@@ -173,6 +173,8 @@ class Lessons:
             say(f"training {name}, seed {seed}: {steps:,} updates")
             began = time.process_time()
             bundle = resume(run, trust=True) if (run / "recipe.json").exists() else fit(made, run, trust=True)
+            if bundle.card["updates"] < bundle.recipe.train.steps:  # a signal ends a training in good order
+                raise SystemExit(f"stopped in the training of {name}, seed {seed}; the same command goes on")
             facts = {"processor_seconds": round(time.process_time() - began, 1), **bundle.card}
             write_atomically(done, facts)
         return run

@@ -50,6 +50,8 @@ def gap(seed: int) -> float:
         made = replace(made, train=replace(made.train, steps=UPDATES, preview_every=UPDATES, save_every=UPDATES))
         with tempfile.TemporaryDirectory() as folder:
             model = fit(made, Path(folder) / "run")
+        if model.card["updates"] < UPDATES:  # a signal ends a training in good order
+            raise SystemExit("stopped in a training")
         x = sample(model, COUNT, seed=0, sampler="ddim", steps=10).clamp(-1, 1)
         found[schedule] = 1000 * mmd(judge(x), real, CUBIC).value
     print(f"seed {seed}: KID × 1000 linear {found['linear']:.1f}, cosine {found['cosine']:.1f}", flush=True)
