@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import inkdrop
 from inkdrop import drawn
 from inkdrop.bundle import load
 from inkdrop.cli import main
@@ -24,6 +25,7 @@ from inkdrop.data.digits import digits
 from inkdrop.drawn import Samples, identity
 from inkdrop.errors import BadArgument
 from inkdrop.evals.features import Pixels, features_for
+from inkdrop.evals.nearest import nearest
 from inkdrop.jobs import with_plan
 
 pytestmark = pytest.mark.app
@@ -129,6 +131,20 @@ def test_the_cache_is_keyed_by_all_that_matters(runs: Path, monkeypatch: pytest.
     assert len(set(ways)) == len(ways)
     assert at(load(runs / "a0")) == at()
     json.dumps(identity(bundle), allow_nan=False)
+
+
+def test_what_is_seen_is_of_the_seeds_samples(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image by image those of `sample`, whatever the batch, and their nearest training images."""
+    monkeypatch.setenv("INKDROP_CACHE", str(tmp_path))
+    train, test, pixels, bundle = digits("train"), digits("test"), Pixels((1, 8, 8)), load(runs / "a0")
+    x = inkdrop.sample(bundle, 25, seed=3)
+    samples = Samples(bundle, 25, 3, train, test, pixels, batch=7)
+    assert samples.missing(samples.shelf()) == 25
+    [found] = samples.seen(samples.shelf())
+    torch.testing.assert_close(found["features"], pixels(x.clamp(-1, 1)), rtol=0, atol=1e-4)  # float32 of other batches
+    assert found["row"].tolist() == nearest(x.clamp(-1, 1), train).rows
+    assert samples.labels().tolist() == [i % 10 for i in range(25)]
+    assert samples.missing(samples.shelf()) == 0
 
 
 def test_compare_writes_a_report_and_goes_on(

@@ -237,8 +237,8 @@ def test_a_baseline_trains_and_saves_its_samples(name: str, folder: Path) -> Non
     assert facts["updates"] == 12
     assert 10_000 < facts["parameters"] < 600_000
     assert min(facts["training"], facts["sampling"]) > 0
-    with Image.open(folder / "one" / f"{name}.png") as picture:
-        assert picture.size[0] > 8
+    with Image.open(folder / "one" / f"{name}.png") as sheet:
+        assert sheet.size[0] > 8
 
 
 def test_pixelcnn_looks_back_only_and_its_crop_is_exact(tmp_path: Path) -> None:

@@ -93,14 +93,14 @@ def test_redrawn_values_are_those_of_the_metrics() -> None:
 def test_a_paired_gap_is_surer_than_its_sides_and_true() -> None:
     """What two models share cancels: the gap's error is the deviation of gaps over fresh noise, and small."""
     y, gaps, errors, sides = normals(10_000, 400, 3), [], [], []
-    for seed in range(60):
+    for seed in range(40):
         noise = normals(seed, 300, 3)
-        a, b = redraw([noise + 0.4, noise + 0.35], y, draws=60, seed=seed)
+        a, b = redraw([noise + 0.4, noise + 0.35], y, draws=40, seed=seed)
         found = gap(a, b, "fid")
         gaps.append(found.value)
         errors.append(found.se)
         sides.append(math.hypot(float(a.draws["fid"].std()), float(b.draws["fid"].std())))
-    assert np.mean(errors) == pytest.approx(np.std(gaps), rel=0.25)  # a deviation of 60 is known to 9 %
+    assert np.mean(errors) == pytest.approx(np.std(gaps), rel=0.35)  # a deviation of 40 is known to 11 %
     assert np.mean(errors) < 0.3 * np.mean(sides)
     assert np.mean(gaps) > 0
 

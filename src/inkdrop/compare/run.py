@@ -164,7 +164,7 @@ def _record(
         "asked_for": plan["question"]["n"],
         "budget": plan["question"]["budget"],
         "seed": seed,
-        "resize": "none",
+        "resize": features.resize,
         "data": {
             name: {"n": len(data), "source": data.source, "fingerprint": data.fingerprint}
             for name, data in (("train", train), ("test", test))

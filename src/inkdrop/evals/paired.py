@@ -10,6 +10,7 @@ from torch import Tensor
 from inkdrop.errors import BadShape
 from inkdrop.evals.frechet import frechet
 from inkdrop.evals.interval import Estimate, estimate, resample
+from inkdrop.evals.mmd import CUBIC
 
 __all__ = ["Redrawn", "gap", "redraw"]
 
@@ -58,16 +59,11 @@ def _fids(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
 def _kids(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """The unbiased MMD² of each weighting of x to y, pairs of an image with itself left out."""
     x, y, w = x[:_ROWS], y[:_ROWS], weights[:, :_ROWS]
-    within, across, real = (_kernel(a, b) for a, b in ((x, x), (x, y), (y, y)))
+    within, across, real = (CUBIC.pairs(a, b) for a, b in ((x, x), (x, y), (y, y)))
     total, same = w.sum(1), w.square().sum(1)
     own = ((w @ within * w).sum(1) - w.square() @ within.diagonal()) / (total**2 - same)
     theirs = (real.sum() - real.diagonal().sum()) / (len(y) * (len(y) - 1))
     return own + theirs - 2 * (w @ across.mean(1)) / total
-
-
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """(a·b/D + 1)³."""
-    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def redraw(features: Sequence[Tensor], real: Tensor, *, draws: int = 200, seed: int = 0) -> list[Redrawn]:

@@ -109,7 +109,7 @@ def score(
 def reference_shelf(train: Data, test: Data, features: Features) -> Shelf:
     """Where what is seen of real images is kept: by the content of the data, their preprocessing and the extractor."""
     data = {name: [data.fingerprint, len(data)] for name, data in (("train", train), ("test", test))}
-    about = {"data": data, "shape": list(train.shape), "resize": "none"}
+    about = {"data": data, "shape": list(train.shape), "resize": features.resize}
     return Shelf("reference", {**about, "features": [features.name, features.hash, features.dim]})
 
 
