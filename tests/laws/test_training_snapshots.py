@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.integrate import quad
 from torch import nn
 
@@ -118,12 +120,17 @@ def _exact(last, length):
     return np.diff(step ** (power_of(length) + 1))
 
 
-def test_blocks_of_updates_do_not_change_the_least_squares():
-    """Against the plain least squares of the whole matrix, on more updates than a block has."""
-    ends = [(n, width) for n in (30_000, 60_000, 90_000) for width in LENGTHS]
-    whole = np.stack([np.pad(_exact(*end), (0, 90_000 - end[0])) for end in ends], 1)
-    expected = np.linalg.lstsq(whole, _exact(90_000, 0.07), rcond=None)[0]
-    np.testing.assert_allclose(mixture(ends, (90_000, 0.07))[0], expected, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("times", [(1,), (4, 8, 12), (30_000, 65_537), (30_000, 60_000, 90_000)])
+def test_a_mixture_is_the_least_squares_of_the_whole_matrix(times):
+    """However few updates there are, or one more than a block has: the factors, and what they leave of the profile."""
+    ends = [(n, width) for n in times for width in LENGTHS]
+    last = times[-1]
+    whole = np.stack([np.pad(_exact(*end), (0, last - end[0])) for end in ends], 1)
+    expected = np.linalg.lstsq(whole, _exact(last, 0.07), rcond=None)[0]
+    factors, error = mixture(ends, (last, 0.07))
+    np.testing.assert_allclose(factors, expected, rtol=1e-6, atol=1e-9)
+    left = np.linalg.norm(whole @ expected - _exact(last, 0.07)) / np.linalg.norm(_exact(last, 0.07))
+    assert error == pytest.approx(left, rel=1e-6, abs=1e-12)
 
 
 SNAPSHOTS = {"snapshots": 4, "steps": 48, "save_every": 16, "preview_every": 48, "keep": 1, "lr": 1e-2}
@@ -152,6 +159,33 @@ def test_a_run_s_average_of_another_length_is_the_tracked_one(run, tmp_path):
     assert torch.equal(weights(load(tmp_path / "made").denoiser.net), got)
 
 
+def test_an_average_is_mixed_in_float64(run):
+    """From the files themselves: each number is the nearest float32, or its neighbour."""
+    kept = [load_file(path / "averages.safetensors") for path in sorted((run / "averages").iterdir())]
+    ends = [(int(each["count"]), width) for each in kept for width in LENGTHS]
+    factors, _ = mixture(ends, (48, 0.07))
+    for name, made in reconstruct(run, 0.07).denoiser.net.named_parameters():
+        parts = [each[f"{width:.2f}/{name}"].double() for each in kept for width in LENGTHS]
+        expected = sum(factor * part for factor, part in zip(factors, parts, strict=True))
+        torch.testing.assert_close(made.detach().double(), expected, rtol=2**-23, atol=1e-12)
+
+
+def test_an_average_up_to_an_older_checkpoint_needs_the_snapshots_before_it_alone(run, tmp_path):
+    """Neither later ones nor that of the same update, whose averages the checkpoint holds: damage there is no matter."""
+    fit(points(**SNAPSHOTS), tmp_path, max_steps=16)
+    older = tmp_path / "checkpoints" / "step-00000016"
+    before = weights(reconstruct(tmp_path, 0.08).denoiser.net)
+    shutil.copytree(run / "averages", tmp_path / "averages", dirs_exist_ok=True)
+    assert torch.equal(weights(reconstruct(older, 0.08).denoiser.net), before)
+    assert not torch.equal(weights(reconstruct(run, 0.08).denoiser.net), before)
+    for update in (20, 16):
+        (tmp_path / "averages" / f"step-{update:08d}" / "averages.safetensors").write_bytes(b"")
+        assert torch.equal(weights(reconstruct(older, 0.08).denoiser.net), before)
+    (tmp_path / "averages" / "step-00000012" / "averages.safetensors").write_bytes(b"")
+    with pytest.raises(BadCheckpoint, match="step-00000012: is damaged"):
+        reconstruct(older, 0.08)
+
+
 def test_snapshots_stay_when_checkpoints_go(run):
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000048"]
     assert [int(p.name[5:]) for p in sorted((run / "averages").iterdir())] == list(range(4, 49, 4))
@@ -173,6 +207,30 @@ def test_resuming_keeps_the_same_snapshots(run, stop, tmp_path):
     assert len(list((tmp_path / "averages").iterdir())) == 12
 
 
+def test_a_run_that_goes_back_makes_its_later_snapshots_anew(monkeypatch, tmp_path):
+    """From 13 on losses are NaN above half the rate: back from 16 to 8; the snapshots of 10 and 12 are undone."""
+    losses, kept = Trainer.losses, tmp_path / "averages"
+
+    def fragile(self, rows, places=None):
+        bad = self.update >= 13 and self.guard.rate > 0.5
+        return {name: value * (math.nan if bad else 1) for name, value in losses(self, rows, places).items()}
+
+    monkeypatch.setattr(Trainer, "losses", fragile)
+    before, left = {}, []
+
+    def heard(kind, facts):
+        if kind == "update" and facts["update"] == 13 and not before:
+            before.update({path.name: files_of(path) for path in kept.iterdir()})
+        if kind == "rollback":
+            left.extend(sorted(path.name for path in kept.iterdir()))
+
+    fit(points(snapshots=2, skips=3, decay="constant"), tmp_path, heard=heard)
+    assert left == [f"step-{n:08d}" for n in (2, 4, 6, 8)]
+    assert len(before) == 6
+    for name, files in before.items():
+        assert (files == files_of(kept / name)) == (name <= "step-00000008")
+
+
 def test_what_cannot_be_made_is_one_line(run, tmp_path):
     fit(points(**{**SNAPSHOTS, "snapshots": 0, "steps": 8}), tmp_path / "none")
     with pytest.raises(BadCheckpoint, match=r"train.snapshots=500"):
@@ -182,7 +240,16 @@ def test_what_cannot_be_made_is_one_line(run, tmp_path):
     fit(points(**{**SNAPSHOTS, "steps": 8}), tmp_path / "hurt")
     file = tmp_path / "hurt" / "averages" / "step-00000004" / "averages.safetensors"
     content = bytearray(file.read_bytes())
-    content[-1] ^= 1
+    for wrong in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1]):
+        file.write_bytes(wrong)
+        with pytest.raises(BadCheckpoint, match="damaged"):
+            reconstruct(tmp_path / "hurt", 0.1)
     file.write_bytes(content)
-    with pytest.raises(BadCheckpoint, match="damaged"):
+    reconstruct(tmp_path / "hurt", 0.1)
+    record = file.with_suffix(".json")
+    record.write_text(record.read_text().replace("averages-1", "averages-2"))
+    with pytest.raises(BadCheckpoint, match="another version"):
+        reconstruct(tmp_path / "hurt", 0.1)
+    record.write_text("{")
+    with pytest.raises(BadCheckpoint, match="cannot be read"):
         reconstruct(tmp_path / "hurt", 0.1)

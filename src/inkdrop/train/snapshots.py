@@ -108,5 +108,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise BadCheckpoint(f"{path}: cannot be read ({error}); delete it to go without") from None
     if record.get("format") != _FORMAT or not (path / _FILE).is_file() or record.get("sha256") != sha256(path / _FILE):
-        raise BadCheckpoint(f"{path}: is damaged (its sha256 is not the recorded one); delete it to go without")
+        raise BadCheckpoint(f"{path}: is damaged, or of another version; delete it to go without")
     return load_file(path / _FILE)
