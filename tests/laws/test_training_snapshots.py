@@ -171,7 +171,7 @@ def test_an_average_is_mixed_in_float64(run):
 
 
 def test_an_average_up_to_an_older_checkpoint_needs_the_snapshots_before_it_alone(run, tmp_path):
-    """Neither later ones nor that of the same update, whose averages the checkpoint holds: damage there is no matter."""
+    """Neither later ones nor that of its own update, whose averages it holds: damage there is no matter."""
     fit(points(**SNAPSHOTS), tmp_path, max_steps=16)
     older = tmp_path / "checkpoints" / "step-00000016"
     before = weights(reconstruct(tmp_path, 0.08).denoiser.net)
