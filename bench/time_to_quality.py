@@ -14,7 +14,7 @@ The arms. Those of `diffusers` and `strong` are plain loops on the same UNet2DMo
 - strong: what is known to help: v, the cosine table, min-SNR 5, batch 64, AdamW of 1e-3 that falls as the square root
   of the share of time that is left, an average of decay 0.995, bfloat16 with attention as plain matrix products.
 - ours: the recipe `mnist` as it is, but without being told the classes; `ours-class`, which is told them; and rows that
-  differ from `ours` in one choice each (`ABLATIONS`).
+  have one choice more each than the row before (`ABLATIONS`).
 
 The clock counts updates alone: not the reading of files, snapshots, or scores. It is the wall's, on a machine that does
 nothing else; with --clock processor it is that of the processor, of all threads together, over the two cores, so that
@@ -121,7 +121,7 @@ class PlainLoop:
         self.strong, self.x = kind == "strong", x
         torch.manual_seed(seed)
         self.net = their_net(plain_attention=self.strong)
-        self.average = Ema(self.net, 0.0)
+        self.average = Ema(self.net, 0.995 if self.strong else 0.0)  # of decay 0: the weights themselves
         self.batch = 64 if self.strong else 16
         schedule = build("schedules", Part("cosine" if self.strong else "linear"))
         level = schedule(torch.arange(1, 1001, dtype=torch.float64) / 1000)
@@ -159,9 +159,7 @@ class PlainLoop:
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimiser.step()
-        if self.strong:
-            self.average.decay = 0.995
-        self.average.update(self.net, self.update)  # of decay 0: the weights themselves
+        self.average.update(self.net, self.update)
         self.update += 1
         return float(loss.detach())
 

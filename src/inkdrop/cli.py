@@ -17,7 +17,7 @@ from inkdrop.cli_edit import edit
 from inkdrop.cli_eval import compare, evaluate
 from inkdrop.cli_hub import hub
 from inkdrop.cli_parts import make_ema, train_autoencoder, train_classifier
-from inkdrop.errors import Busy, Cancelled, InkdropError, Lost
+from inkdrop.errors import BadArgument, Busy, Cancelled, InkdropError, Lost
 from inkdrop.options import (
     Attribute,
     Checkpoint,
@@ -41,7 +41,7 @@ from inkdrop.options import (
     Weak,
     Weights,
 )
-from inkdrop.parallel import is_first, ranks
+from inkdrop.parallel import is_first, is_many, ranks
 
 if TYPE_CHECKING:
     from inkdrop.bundle import Bundle
@@ -69,13 +69,23 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_OF_MANY = ("train", "resume", "sample", "eval")
+"""The commands whose work several processes of one job share."""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Train, sample and evaluate your own diffusion models."""
+    if is_many() and context.invoked_subcommand not in _OF_MANY:
+        raise BadArgument(
+            f"{context.invoked_subcommand}: got several processes (torchrun), which {', '.join(_OF_MANY)} alone share; "
+            "start one, without torchrun"
+        )
 
 
 @app.command()
@@ -294,7 +304,7 @@ def check(path: Annotated[Path, typer.Argument(help="A folder of images, a .zip,
 def main(argv: list[str] | None = None) -> Any:
     """Run the command line; an error that the caller can put right is one line on stderr and exit code 2.
 
-    Of the ranks of a job only the first prints; an error that all have is said once.
+    Of the ranks of a job only the first prints; an error that they have talked about is said once.
     """
     try:
         with warnings.catch_warnings(), nullcontext() if is_first() else redirect_stdout(StringIO()):

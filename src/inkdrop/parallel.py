@@ -1,8 +1,8 @@
 """Parallel: the ranks of a job, how a batch is shared among them, and what they tell one another.
 
 `torchrun` starts one process a rank and names each in its environment; the first question about ranks joins them. What
-they tell one another is JSON and plain tensors, so that nothing is unpickled. One process alone has none of this: it
-neither joins nor imports torch.distributed.
+they tell one another is JSON and plain tensors, so that nothing is unpickled. One process alone joins nothing and
+waits for nobody.
 """
 
 from __future__ import annotations

@@ -113,6 +113,8 @@ class Train:
             raise BadArgument(f"train.accumulate: got {self.accumulate}, need 1 to train.batch, which is {self.batch}")
         if self.windows and self.stages:
             raise BadArgument("train.windows: got train.stages too; train in windows or in stages")
+        if self.shard and self.channels_last:
+            raise BadArgument("train.channels_last: got true beside train.shard; shares have no layout: leave one out")
         for name, given, beside in (("full", self.full != 0.5, "windows"), ("shift", not self.shift, "stages")):
             if given and not getattr(self, beside):
                 raise BadArgument(f"train.{name}: has no effect without train.{beside}; leave it out")

@@ -16,7 +16,11 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from inkdrop.cli import app
+from inkdrop.errors import BadArgument
+
 pytestmark = pytest.mark.app
+LINUX = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ranks are looked for in /proc")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TRAIN = ["train", "digits", "--max-steps", "30"]
 TRAIN += [f"--set=train.{field}" for field in ("batch=9", "save_every=5", "preview_every=15", "workers=0")]
@@ -51,54 +55,63 @@ def rank_of(launcher: int, rank: int) -> int | None:
     return None
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ranks are looked for in /proc")
-def test_a_killed_rank_is_started_again_and_the_run_is_that_of_one_process(alone, tmp_path):
-    folder, patience = tmp_path / "run", {**os.environ, "INKDROP_PATIENCE": "60"}
-    restart = [*TORCHRUN, "--max-restarts", "3", "-m", "inkdrop", *TRAIN, "--out", str(folder)]
-    with subprocess.Popen(restart, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=patience) as job:
-        until = time.monotonic() + 100
+def killed(rank: int, folder: Path, *words: str, restarts: int = 0) -> tuple[int, str, str]:
+    """A training of two ranks of which one is killed after the first checkpoint: exit code, stdout, stderr."""
+    start = [*TORCHRUN, "--max-restarts", str(restarts), "-m", "inkdrop", *TRAIN, "--out", str(folder), *words]
+    env, until = {**os.environ, "INKDROP_PATIENCE": "60"}, time.monotonic() + 100
+    job = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    try:
         while not list((folder / "checkpoints").glob("step-*")):
             assert job.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
-        killed = rank_of(job.pid, 1)
-        assert killed is not None
-        os.kill(killed, signal.SIGKILL)
+        process = rank_of(job.pid, rank)
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
         out, err = job.communicate(timeout=150)
-    assert job.returncode == 0, err
+    finally:
+        job.terminate()  # torchrun ends its ranks then; nothing, if it has ended
+        job.communicate()
+    return job.returncode, out, err
+
+
+@pytest.mark.slow
+@LINUX
+def test_a_killed_rank_is_started_again_and_the_run_is_that_of_one_process(alone, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = killed(1, folder, restarts=3)
+    assert code == 0, err
     assert out.count("trained:") == 1
     assert json.loads((folder / "run.json").read_text())["resumed"]
     for name in ("raw", "net"):
         mine, other = (
-            load_file(each / "checkpoints" / "step-00000030" / f"{name}.safetensors") for each in (alone, folder)
+            load_file(each / "checkpoints/step-00000030" / f"{name}.safetensors") for each in (alone, folder)
         )
-        assert_close(mine, other, rtol=0, atol=1e-5)
+        assert_close(mine, other, rtol=0, atol=1e-5)  # sums in another order, through 30 updates of Adam
 
 
 @pytest.mark.slow
+@LINUX
 def test_a_killed_rank_without_restarts_ends_the_job_with_a_line(tmp_path):
     """The other rank says what is the matter; torchrun's own report comes besides."""
-    folder = tmp_path / "run"
-    with subprocess.Popen(
-        [*TORCHRUN, "-m", "inkdrop", *TRAIN, "--out", str(folder), "--set=train.steps=100000", "--max-steps=100000"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "INKDROP_PATIENCE": "60"},
-    ) as job:
-        until = time.monotonic() + 100
-        while not list((folder / "checkpoints").glob("step-*")):
-            assert job.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        killed = rank_of(job.pid, 0)
-        assert killed is not None
-        os.kill(killed, signal.SIGKILL)
-        _, err = job.communicate(timeout=100)
-    assert job.returncode != 0
+    code, _, err = killed(0, tmp_path / "run", "--set=train.steps=100000", "--max-steps=100000")
+    assert code != 0
     assert "rank 1 of 2: another rank is gone or does not answer" in err
     assert "inkdrop resume" in err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_command_that_ranks_do_not_share_is_refused_by_all(monkeypatch, rank):
+    """Or each would run the whole of it, and write over the others."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in ("demo", "compare", "classifier", "autoencoder", "ema", "edit", "hub"):
+        with pytest.raises(
+            BadArgument, match=rf"^{command}: got several processes \(torchrun\), which train, resume, "
+        ):
+            app([command], standalone_mode=False)
+    with pytest.raises(BadArgument, match=r"^recipe nowhere\.json"):
+        app(["train", "nowhere.json"], standalone_mode=False)
 
 
 def test_samples_and_scores_of_two_ranks_are_those_of_one(alone, tmp_path, monkeypatch):

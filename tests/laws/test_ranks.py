@@ -16,6 +16,8 @@ from torch.testing import assert_close
 
 from inkdrop.errors import BadArgument
 from inkdrop.parallel import ALONE, Ranks, shares
+from inkdrop.settings import Train
+from inkdrop.train.speed import ways
 from runs import files_of, log_of
 
 pytestmark = pytest.mark.long
@@ -46,12 +48,12 @@ def job() -> Iterator[Job]:
     server.stdout.close()
 
 
-TRAIN = {"batch": 7, "steps": 24, "precision": "float32"}
+TRAIN = {"batch": 7, "steps": 24}
 
 
 @pytest.fixture(scope="module")
 def alone(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one rank, with the average, a loss-aware memory and power averages: all that has to be the same."""
+    """The run of one rank."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     assert job(folder, 1, train=TRAIN)[0] == [0]
     return folder
@@ -176,6 +178,14 @@ def test_fewer_samples_than_ranks_are_refused(job, tmp_path):
     codes, said = job(tmp_path / "run", 4, train={**TRAIN, "batch": 3})
     assert codes == [2] * 4
     assert said[0] == "inkdrop: train.batch: got 3, need at least one sample a rank, 4\n"
+
+
+def test_shares_have_no_layout_so_channels_last_is_refused_beside_them():
+    with pytest.raises(BadArgument, match=r"^train\.channels_last: got true beside train\.shard"):
+        Train(shard=True, channels_last=True)
+    cpu = torch.device("cpu")
+    assert any(way["channels_last"] for way in ways(Train(), cpu, convolves=True))
+    assert not any(way["channels_last"] for way in ways(Train(shard=True), cpu, convolves=True))
 
 
 def test_shares_are_all_places_once_in_order():

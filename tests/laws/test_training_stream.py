@@ -21,7 +21,7 @@ from inkdrop.bundle import locate
 from inkdrop.data.parquet_lanes import Lane
 from inkdrop.errors import BadArgument
 from inkdrop.find import Part
-from inkdrop.recipe import Recipe
+from inkdrop.recipe import Recipe, open_data
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.trainer import Trainer
 from runs import digits, files_of, log_of
@@ -55,10 +55,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def streamed(files: Path, *, text: bool = False, **train: Any) -> Recipe:
+def streamed(files: Path, *, text: bool = False, window: int = WINDOW, **train: Any) -> Recipe:
     """30 updates, in which each lane's two files are read almost twice."""
     made = digits(**{"steps": 30, "batch": BATCH, "preview_every": 20, "save_every": 10, **train})
-    named = {"data": str(files), "held": 6, "lanes": LANES, "window": WINDOW}
+    named = {"data": str(files), "held": 6, "lanes": LANES, "window": window}
     recipe = replace(made, data=Part("parquet_stream", {**named, "caption": "text"} if text else named))
     return replace(recipe, text=Part("bpe", {"vocabulary": 260})) if text else recipe
 
@@ -96,15 +96,30 @@ def test_a_resumed_run_is_the_unbroken_one_and_reads_from_its_window_on(text, wo
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
 
 
-def test_what_is_saved_is_the_state_of_the_update_not_of_what_was_read_ahead(files, tmp_path):
+@pytest.mark.parametrize(("window", "batch"), [(WINDOW, BATCH), (1, 12)])
+def test_what_is_saved_is_the_state_of_the_update_not_of_what_was_read_ahead(files, tmp_path, window, batch):
+    """A lane remembers where its newest eight windows began: with small ones what was read ahead is beyond them."""
     states = []
     for workers in (0, 1):
-        fit(streamed(files, workers=workers), tmp_path / str(workers), max_steps=20)
+        fit(streamed(files, workers=workers, window=window, batch=batch), tmp_path / str(workers), max_steps=20)
         saved = [json.loads(p.read_text()) for p in sorted((tmp_path / str(workers)).glob("checkpoints/*/state.json"))]
         assert [each["update"] for each in saved] == [10, 20]
         states.append([each["stream"] for each in saved])
-        assert [lane["window"] for lane in states[-1][0]] == [10 * BATCH // LANES // WINDOW] * LANES
+        assert [lane["window"] for lane in states[-1][0]] == [10 * batch // LANES // window] * LANES
     assert states[0] == states[1]
+
+
+def test_the_state_of_ranks_is_of_each_lane_that_of_the_one_that_has_read_it(files):
+    """Two streams read a lane each; the state of both together is that of one which has read all."""
+    whole, *parts = (open_data(streamed(files).data, "train") for _ in range(3))
+    for update in range(10):
+        rows = whole.rows_of(update, BATCH)
+        whole.take(rows)
+        for rank, part in enumerate(parts):
+            part.take(rows[rank * BATCH // LANES : (rank + 1) * BATCH // LANES])
+    states = [part.state(10, BATCH) for part in parts]
+    assert states[0] != states[1]
+    assert whole.merged(states) == whole.merged(states[::-1]) == whole.state(10, BATCH)
 
 
 def test_a_return_takes_the_stream_back_too(files, read, monkeypatch, tmp_path):

@@ -85,7 +85,7 @@ def ways(train: Train, device: torch.device, *, convolves: bool) -> list[dict[st
     """The ways to try: the recipe's own, float32, and those that may be faster on this device."""
     plain = {"precision": "float32", "channels_last": False, "compile": False, "tf32": False}
     found = [{name: getattr(train, name) for name in FIELDS}, plain]
-    layouts = (False, True) if convolves else (False,)
+    layouts = (False, True) if convolves and not train.shard else (False,)
     if device.type == "cuda":
         found += [{**plain, "tf32": True}, *({**plain, "tf32": True, "channels_last": last} for last in layouts)]
         halves = [{**plain, "precision": kind, "channels_last": last} for kind in _HALVES for last in layouts]
