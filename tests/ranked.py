@@ -28,6 +28,8 @@ def trouble(kind: str, rank: int) -> None:
     losses, save, done = Trainer.losses, state.save, list[int]()
 
     def wrong(self: Any, *args: Any, **rest: Any) -> Any:
+        if self.ahead.places != self.ranks.share(self.recipe.train.batch):
+            raise AssertionError("a rank makes more than its own places")
         if torch.is_grad_enabled() and self.update == 5 and rank == self.ranks.size - 1:
             first, _ = not done, done.append(1)
             if kind == "memory" and first:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from inkdrop.cli import app
-from inkdrop.errors import BadArgument
+from inkdrop.errors import BadArgument, BadData
 
 pytestmark = pytest.mark.app
 LINUX = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ranks are looked for in /proc")
@@ -106,11 +106,9 @@ def test_a_command_that_ranks_do_not_share_is_refused_by_all(monkeypatch, rank):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for command in ("demo", "compare", "classifier", "autoencoder", "ema", "edit", "hub"):
-        with pytest.raises(
-            BadArgument, match=rf"^{command}: got several processes \(torchrun\), which train, resume, "
-        ):
+        with pytest.raises(BadArgument, match=rf"^{command}: got several processes \(torchrun\), which"):
             app([command], standalone_mode=False)
-    with pytest.raises(BadArgument, match=r"^recipe nowhere\.json"):
+    with pytest.raises(BadData, match=r"^recipe nowhere\.json"):
         app(["train", "nowhere.json"], standalone_mode=False)
 
 

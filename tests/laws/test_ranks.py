@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.testing import assert_close
 
 from inkdrop.errors import BadArgument
 from inkdrop.parallel import ALONE, Ranks, shares
 from inkdrop.settings import Train
+from inkdrop.train.buckets import Buckets
 from inkdrop.train.speed import ways
 from runs import files_of, log_of
 
@@ -172,6 +174,34 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_line(job, tmp_path, shard)
     assert last.startswith("inkdrop: rank 0 of 2: another rank is gone or does not answer")
     assert newest(tmp_path / "run").name == "step-00000004"
     assert job(tmp_path / "run", 2, "resume")[0] == [0, 0]
+
+
+def test_what_rank_0_refuses_ends_all_and_is_said_once(job, alone):
+    codes, said = job(alone, 2, train=TRAIN)
+    assert codes == [2, 2]
+    assert said[0] == f"inkdrop: {alone}: holds a run already; resume it, or choose another --out\n"
+    assert said[1] == ""
+
+
+def test_a_gradient_that_a_rank_does_not_have_counts_as_zero_and_one_that_none_has_is_none():
+    """Three weights in buckets of one; the other rank has 10 for the second, 20 for the first, none for the last."""
+    weights = [nn.Parameter(torch.tensor([value])) for value in (1.0, 2.0, 3.0)]
+    buckets = Buckets(weights, Other([[0.0, 0.0], [10.0, 1.0], [20.0, 1.0]]), size=4)
+    buckets.listen()
+    (5 * weights[0]).sum().backward()
+    buckets.finish()
+    assert [None if weight.grad is None else weight.grad.tolist() for weight in weights] == [[25.0], [10.0], None]
+
+
+class Other(Ranks):
+    """Another rank, which gives these numbers for the buckets: last weight first, each with a 1 where there is one."""
+
+    def __init__(self, gives: list[list[float]]) -> None:
+        object.__setattr__(self, "gives", [torch.tensor(each) for each in gives])
+
+    def begin_sum(self, x: torch.Tensor) -> Callable[[], None]:
+        x += self.gives.pop(0)
+        return lambda: None
 
 
 def test_fewer_samples_than_ranks_are_refused(job, tmp_path):
