@@ -14,7 +14,7 @@ The arms. Those of `diffusers` and `strong` are plain loops on the same UNet2DMo
 - strong: what is known to help: v, the cosine table, min-SNR 5, batch 64, AdamW of 1e-3 that falls as the square root
   of the share of time that is left, an average of decay 0.995, bfloat16 with attention as plain matrix products.
 - ours: the recipe `mnist` as it is, but without being told the classes; `ours-class`, which is told them; and rows that
-  have one choice more each than the row before (`ABLATIONS`).
+  take one of its choices back each, or make one more (`ABLATIONS`); `SAMPLED` are other samplers of the same model.
 
 The clock counts updates alone: not the reading of files, snapshots, or scores. It is the wall's, on a machine that does
 nothing else; with --clock processor it is that of the processor, of all threads together, over the two cores, so that
@@ -66,15 +66,18 @@ CORES = 2
 LEVELS = (("diffusers", 30.0), ("strong", 10.0))
 """Whose scores are the two levels, and after how many minutes."""
 
-_HALF = ("train.precision=bfloat16",)
-_SMALL = (*_HALF, "train.batch=64", "train.lr=2e-3", "train.warmup=100")
+_LARGE = ("train.batch=128", "train.lr=1e-3", "train.warmup=200")
 ABLATIONS = {
-    "ours-half": _HALF,
-    "ours-small-batch": _SMALL,
-    "ours-min-snr": (*_SMALL, "loss.weight=min_snr"),
-    "ours-spread": (*_SMALL, "loss.weight=min_snr", "train.draws=spread"),
+    "ours-float32": ("train.precision=float32",),
+    "ours-large-batch": _LARGE,
+    "ours-plain-weight": ("loss.weight=uniform",),
+    "ours-before": ("train.precision=float32", *_LARGE, "loss.weight=uniform"),
+    "ours-channels-last": ("train.channels_last=true",),
+    "ours-spread": ("train.draws=spread",),
 }
-"""What each row sets differently from `ours`; each has one choice more than the row before."""
+"""What each row sets differently from `ours`; `ours-before` takes all back, to what the recipe was."""
+SAMPLED = {"ours-ddim-50": ("ddim", 50), "ours-ddim-16": ("ddim", 16), "ours-unipc-32": ("unipc", 32)}
+"""Rows of the last snapshots of `ours`, sampled otherwise."""
 
 
 def unlabelled(split: str, *, data: Path) -> Data:
@@ -236,6 +239,12 @@ class OurLoop:
         save_bundle(self.trainer.bundle(), folder)
 
 
+_OF_TRAINING = (
+    *("arm", "seed", "minutes", "whole", "processor", "wall", "updates", "loss", "clock", "threads"),
+    *("settings", "command"),
+)
+
+
 def train(args: argparse.Namespace) -> None:
     """Train an arm, with snapshots."""
     run = args.work / f"{args.arm}{args.tag}-{args.seed}"
@@ -275,13 +284,25 @@ def train(args: argparse.Namespace) -> None:
             (run / f"{at:05.1f}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def open_model(arm: str, folder: Path, sampler: str | None, steps: int | None) -> tuple[Plain | Bundle, dict[str, Any]]:
+def _other_samplers(work: Path) -> None:
+    """Put the last snapshots of `ours` beside themselves, to be sampled otherwise."""
+    for run in sorted(work.glob("ours-[0-9]")):
+        last = max(run.glob("*.json"), key=lambda p: float(p.stem))
+        known = {k: v for k, v in json.loads(last.read_text()).items() if k in _OF_TRAINING}
+        for arm, (sampler, steps) in SAMPLED.items():
+            there = work / f"{arm}-{known['seed']}" / last.name
+            if not there.exists():
+                there.parent.mkdir(exist_ok=True)
+                about = {**known, "arm": arm, "how": {"sampler": sampler, "steps": steps}}
+                there.write_text(json.dumps(about, indent=1) + "\n")
+                there.with_suffix("").symlink_to(last.with_suffix("").resolve())
+
+
+def open_model(known: dict[str, Any], folder: Path) -> tuple[Plain | Bundle, dict[str, Any]]:
     """What is to be sampled, and how."""
+    arm = known["arm"]
     if not arm.startswith(("diffusers", "strong")):
-        return load(folder, weights="ema", trust=True, device="cpu"), {
-            "sampler": sampler,
-            "steps": steps,
-        } if sampler else {}
+        return load(folder, weights="ema", trust=True, device="cpu"), known.get("how", {})
     net = their_net(plain_attention=True)
     net.load_state_dict(load_file(folder / "net.safetensors"))
     strong = arm.startswith("strong")
@@ -316,6 +337,7 @@ def score(args: argparse.Namespace) -> None:
     """Score every snapshot that has none."""
     judge = scorer(args.data)
     floor = args.work / "floor.json"
+    _other_samplers(args.work)
     if not floor.exists():
         rows = torch.randperm(60_000, generator=torch.Generator().manual_seed(0))[:COUNT]
         floor.write_text(json.dumps(judge(mnist("train", data=args.data).take(rows.tolist())[0])) + "\n")
@@ -324,7 +346,7 @@ def score(args: argparse.Namespace) -> None:
         known = json.loads(about.read_text())
         if "fid" in known or (args.at and known["minutes"] not in args.at):
             continue
-        model, how = open_model(known["arm"], about.with_suffix(""), args.sampler, args.steps)
+        model, how = open_model(known, about.with_suffix(""))
         began = time.process_time()
         with torch.autocast("cpu", torch.bfloat16):
             x = sample(model, COUNT, seed=0, batch=250, **how)
@@ -375,6 +397,7 @@ def table(args: argparse.Namespace) -> None:
             "command": "python bench/time_to_quality.py table --work DIR --out bench/results",
             "run": describe_run(args.seed),
             "ablations": ABLATIONS,
+            "sampled": SAMPLED,
             "levels": levels,
             "floor": floor,
             "rows": rows,
@@ -395,8 +418,6 @@ def main() -> None:
     parser.add_argument("--at", type=float, nargs="*")
     parser.add_argument("--tag", default="")
     parser.add_argument("--only", default="*")
-    parser.add_argument("--sampler", help="of ours, in place of the recipe's")
-    parser.add_argument("--steps", type=int)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -44,7 +44,8 @@ class Train:
         shift: in those stages see the levels of the full picture, whose log SNR is 2·log(factor) higher there.
         precision: "float32", or "bfloat16" or "float16": the net's layers run in it while training (autocast), the
             weights, the average and the optimiser stay float32. Faster where the processor has such instructions;
-            float16 with a factor on the loss that adapts itself.
+            float16 with a factor on the loss that adapts itself. "auto" is bfloat16 where the device has instructions
+            for it, else float32, and a run's recipe.json says which.
         workers: threads that read and make coming batches while the net works, ≥ 0; 0 makes each when it is needed. The
             numbers are the same; memory holds two batches more a thread. A stream takes one thread at most.
         cache: with a codec, keep each picture's latent on disk, so that it is encoded once; false encodes it anew at
@@ -141,7 +142,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "two numbers in [0, 1)": (lambda v: all(0 <= beta < 1 for beta in v), ("betas",)),
     "cosine or constant": (lambda v: v in ("cosine", "constant"), ("decay",)),
     "independent, spread or aware": (lambda v: v in ("independent", "spread", "aware"), ("draws",)),
-    "float32, bfloat16 or float16": (lambda v: v in ("float32", "bfloat16", "float16"), ("precision",)),
+    "auto, float32, bfloat16 or float16": (
+        lambda v: v in ("auto", "float32", "bfloat16", "float16"),
+        ("precision",),
+    ),
     "an integer in [0, 2^63)": (lambda v: 0 <= v < 2**63, ("seed",)),
 }
 """What the fields of Train must be, and how to test it."""

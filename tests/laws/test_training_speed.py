@@ -13,9 +13,10 @@ import torch
 from inkdrop.errors import BadArgument
 from inkdrop.nets import convolve as convolve_module
 from inkdrop.nets.convolve import activated, normed
+from inkdrop.parallel import ALONE, Ranks
 from inkdrop.recipe import read
-from inkdrop.train.loop import fit
-from inkdrop.train.speed import Tried, fastest, table
+from inkdrop.train.loop import fit, resume
+from inkdrop.train.speed import Tried, fastest, settled, table
 from inkdrop.train.speed import _best as best_of
 from inkdrop.train.trainer import Trainer
 from runs import digits, points
@@ -131,6 +132,40 @@ def test_the_fastest_way_agrees_with_float32_and_is_written_into_the_recipe(tmp_
         assert len(each.seconds) >= 2 or each.why
     assert facts["chosen"] == facts["tried"][-1].way != facts["tried"][0].way
     assert facts["tried"][1].off < 1e-4 < facts["tried"][2].off < 0.05
+
+
+@pytest.mark.parametrize(("known", "kind"), [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"),
+                                             ({"avx512_f": True, "amx_bf16": False}, "float32")])  # fmt: skip
+def test_auto_is_bfloat16_where_the_processor_has_it_and_is_written_down(known, kind, tmp_path, monkeypatch):
+    """The run is that of the precision itself, bit for bit, and goes on in it on another processor."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    fit(points(precision="auto"), tmp_path / "auto", device="cpu", max_steps=4)
+    assert read(tmp_path / "auto" / "recipe.json").train.precision == kind
+    other = {} if kind == "bfloat16" else {"amx_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other, raising=False)
+    went_on = resume(tmp_path / "auto", device="cpu")
+    itself = fit(points(precision=kind), tmp_path / "itself", device="cpu")
+    assert went_on.recipe == itself.recipe
+    for (name, weight), right in zip(
+        went_on.denoiser.net.state_dict().items(), itself.denoiser.net.state_dict().values(), strict=True
+    ):
+        assert torch.equal(weight, right), name
+
+
+def test_auto_is_float32_where_one_rank_has_no_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    train, device = points(precision="auto").train, torch.device("cpu")
+    assert settled(train, device, ALONE).precision == "bfloat16"
+    assert settled(train, device, Another()).precision == "float32"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert settled(train, device, ALONE).precision == "float32", "older versions of torch do not know"
+
+
+class Another(Ranks):
+    """A rank beside one that lacks what is asked for."""
+
+    def most(self, number: int) -> int:
+        return max(number, 1)
 
 
 @pytest.mark.parametrize(("seconds", "won"), [((2.0, 1.0), 1), ((1.02, 1.0), 0), ((1.0, 2.0), 0)])

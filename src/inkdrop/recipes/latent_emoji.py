@@ -22,6 +22,6 @@ def latent_emoji() -> Recipe:
         schedule=Part("flow"),
         target=Part("flow"),
         text=Part("bpe", {"vocabulary": 1024, "length": 24}),
-        train=Train(steps=3000, batch=32, ema=0.998, precision="bfloat16", preview_every=500, save_every=1000),
+        train=Train(steps=3000, batch=32, ema=0.998, precision="auto", preview_every=500, save_every=1000),
         plan=Plan(steps=30, guide=(Part("cfg", {"scale": 2.0}),)),
     )

@@ -24,7 +24,7 @@ def shapes_text() -> Recipe:
             batch=32,
             lr=1.5e-3,
             warmup=300,
-            precision="bfloat16",
+            precision="auto",
             preview_every=1000,
             save_every=500,
             keep=4,

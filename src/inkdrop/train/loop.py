@@ -100,7 +100,7 @@ def fit(
             made, train=replace(made.train, **job.tell({name: getattr(made.train, name) for name in FIELDS}))
         )
     trainer = Trainer(made, out, heard, device, trust=trust, ranks=job)
-    job.lead(lambda: _begin(out, made))
+    job.lead(lambda: _begin(out, trainer.recipe))
     trainer.run(max_steps=max_steps, max_time=max_time)
     return trainer.bundle()
 

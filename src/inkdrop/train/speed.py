@@ -17,9 +17,10 @@ from inkdrop.settings import Train
 from inkdrop.train.loss_scale import LossScale
 
 if TYPE_CHECKING:
+    from inkdrop.parallel import Ranks
     from inkdrop.train.trainer import Trainer
 
-__all__ = ["BOUND", "FIELDS", "GAIN", "Tried", "fastest", "lay_out", "said", "table", "ways"]
+__all__ = ["BOUND", "FIELDS", "GAIN", "Tried", "fastest", "lay_out", "said", "settled", "table", "ways"]
 
 FIELDS = ("precision", "channels_last", "compile", "tf32")
 """The fields of train that change the time of an update, and its numbers by rounding alone."""
@@ -32,6 +33,27 @@ GAIN = 1.03
 
 _ROUNDS, _LEAST = 7, 2
 _MOVED = 0.02  # the deviation by which weights are moved: a new net's last layers are zero, and hide all gradients
+
+
+def settled(train: Train, device: torch.device, ranks: Ranks) -> Train:
+    """The fields of train with precision "auto" made one of the others, the same on all ranks.
+
+    It is bfloat16 where the devices of all ranks have instructions for it (x86 processors with AMX or AVX-512 BF16,
+    CUDA GPUs from Ampere on), else float32, as emulated bfloat16 is slower.
+    """
+    if train.precision != "auto":
+        return train
+    return replace(train, precision="float32" if ranks.most(int(not _halves(device))) else "bfloat16")
+
+
+def _halves(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; False where that is not known."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which older versions of torch have not
+        return False
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def lay_out(net: nn.Module, train: Train, device: torch.device) -> None:

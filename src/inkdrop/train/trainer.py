@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from inkdrop.train.order import learning_rate
 from inkdrop.train.run import Run
 from inkdrop.train.shard import shard
 from inkdrop.train.snapshots import keep_snapshot
-from inkdrop.train.speed import lay_out
+from inkdrop.train.speed import lay_out, settled
 from inkdrop.train.state import load_state, prune, save_state
 
 __all__ = ["Heard", "Trainer", "device_of", "silent"]
@@ -80,12 +81,13 @@ class Trainer:
         trust: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.recipe, self.ranks, self.heard = recipe, ranks, heard if ranks.first else silent
+        self.ranks, self.heard = ranks, heard if ranks.first else silent
         if recipe.train.batch < ranks.size:
             raise BadArgument(f"train.batch: got {recipe.train.batch}, need at least one sample a rank, {ranks.size}")
         self.sharded = recipe.train.shard and ranks.size > 1
         self.out = Path() if out is None else out
         self.device = ranks.together(lambda: device_of(device, ranks))
+        self.recipe = recipe = replace(recipe, train=settled(recipe.train, self.device, ranks))
         self.feed = ranks.together(lambda: Feed(recipe, self.device, known, trust=trust))
         self.data, self.held_out = self.feed.data, self.feed.held_out
         function = find("losses", recipe.loss.name)
