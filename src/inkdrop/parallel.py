@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from inkdrop import errors
 from inkdrop.errors import BadArgument, InkdropError, Lost
+from inkdrop.meeting import meet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,7 +236,9 @@ def _join() -> None:
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
         patience = timedelta(seconds=float(os.environ.get(PATIENCE, "1800")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
+        store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
+        words = {"store": meet(store, rank, size, patience), "rank": rank, "world_size": size, "timeout": patience}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", **words)
     except (ValueError, RuntimeError) as error:
         raise Lost(
             f"rank {os.environ['RANK']}: the ranks did not find one another ({str(error).splitlines()[0][:120]}); "
