@@ -19,6 +19,7 @@ from inkdrop.options import (
     Guidance,
     Guide,
     Judge,
+    Match,
     Metric,
     NoiseKind,
     Sampler,
@@ -53,6 +54,7 @@ def evaluate(
     classifier: Judge = None,
     features: Features = None,
     metric: Metric = None,
+    match: Match = None,
     seed: Seed = None,
     settings: Set = None,
     weights: Weights = "ema",
@@ -75,9 +77,11 @@ def evaluate(
     bundle = jobs.open_bundle(checkpoint, weights, trust, device, weak, classifier)
     changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
     changes |= {"guide": guide or None, "combine": combine, "noise": noise}
-    measures, settings = measures_of(features, metric or (), settings or ())
+    measures, settings = measures_of(features, metric or (), settings or (), match)
     if nll and any(measures):
-        raise BadArgument("eval --nll: got features or a metric, which have no effect on likelihood; leave them out")
+        raise BadArgument(
+            "eval --nll: got features, a metric or a match, which have no effect on likelihood; leave them out"
+        )
     if not nll:
         bundle = jobs.with_plan(bundle, changes, settings)
     used = bundle.recipe.train.seed if seed is None else seed
@@ -107,7 +111,12 @@ def compare(
     budget: Annotated[
         str | None, typer.Option(help="Sample no more than this takes: 90s, 15m, 2h or 200000asks.")
     ] = None,
+    features: Features = None,
     seed: Annotated[int, typer.Option(help="Of the noise, the same for all.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="features.KNOB=VALUE", help="A knob of the features; repeatable."),
+    ] = None,
     weights: Weights = "ema",
     out: Annotated[Path, typer.Option(help="Folder of the report; that of the same comparison goes on.")] = Path(
         "compare"
@@ -121,10 +130,15 @@ def compare(
     """
     from inkdrop import jobs
     from inkdrop.compare.run import run_compare
+    from inkdrop.measures import measures_of
     from inkdrop.screen import Screen
 
+    measures, rest = measures_of(features, (), settings or ())
+    if rest:
+        raise BadArgument(f"compare --set: got {rest[0]!r}, need features.KNOB=VALUE; models are compared as they are")
     bundles = [(path.name, jobs.open_bundle(path, weights, trust, device)) for path in checkpoints]
     ways: dict[str, Any] = {"samplers": sampler or (), "steps": steps or (), "guidance": guidance or ()}
     with Screen() as screen:
-        report = run_compare(bundles, out, data=data, count=n, seed=seed, budget=budget, screen=screen, **ways)
+        ways |= {"budget": budget, "features": measures.features}
+        report = run_compare(bundles, out, data=data, count=n, seed=seed, screen=screen, **ways)
     typer.echo(f"report: {report}")

@@ -18,6 +18,7 @@ from inkdrop.core.dataset import Data
 from inkdrop.evals.features import Features
 from inkdrop.evals.shelf import Shelf, look
 from inkdrop.evals.stream import chunk_rows, cut
+from inkdrop.evals.text_match import Match
 from inkdrop.generate import sample, steps
 from inkdrop.jobs import asks_of
 from inkdrop.parallel import ALONE, Ranks
@@ -53,8 +54,13 @@ def identity(bundle: Bundle) -> dict[str, Any]:
         "recipe": {slot: record[slot] for slot in slots},
         "parts": {name: bundle.card.get(name) for name in bundle.parts},
         "told": [list(bundle.shape), list(bundle.classes), list(bundle.attributes), list(bundle.examples)],
-        "device": str(next(bundle.denoiser.parameters()).device),
+        "device": _kind(next(bundle.denoiser.parameters()).device),
     }
+
+
+def _kind(device: torch.device) -> str:
+    """What makes samples differ by their rounding: the kind of a device, not its number, so that ranks share."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def pace(bundle: Bundle, test: Data, *, rows: int = 64) -> float:
@@ -91,6 +97,7 @@ class Samples:
         test: held-out images, from which the model is told what it must be told.
         features: the extractor.
         batch: samples at a time.
+        match: the judge of samples and the texts they are told; None for none.
     """
 
     bundle: Bundle
@@ -100,11 +107,14 @@ class Samples:
     test: Data
     features: Features
     batch: int = BATCH
+    match: Match | None = None
 
     def shelf(self) -> Shelf:
         """Where they are kept: by the model, its plan, seed and batch, the extractor and the data."""
         about = {"model": identity(self.bundle), "seed": self.seed, "batch": self.batch}
         data = [self.train.fingerprint, self.test.fingerprint]
+        if self.match is not None:
+            about["match"] = [self.match.name, self.match.hash]
         return Shelf("samples", {**about, "features": [self.features.name, self.features.hash], "data": data})
 
     def groups(self) -> list[Sequence[int]]:
@@ -135,25 +145,35 @@ class Samples:
     def seen(self, shelf: Shelf, screen: Screen | None = None, ranks: Ranks = ALONE) -> Iterator[dict[str, Tensor]]:
         """What was seen of the samples, group by group: features, distance, row, outside (greatest share), seconds.
 
-        Of several ranks, which have the shelf in common, each draws its share of a group's batches, and rank 0 alone
-        looks at them: the others yield nothing.
+        And match, their scores, where there is a judge.
+
+        Of several ranks, which have the shelf in common, each draws its share of the batches of as many groups as there
+        are ranks, and then looks at one of these; rank 0 takes them from the shelf, and the others yield nothing.
         """
         show = None if screen is None else screen.sampling(self.count, asks_of(self.bundle))
-        for rows in self.groups():
-            parts = cut(rows, self.batch)
+        groups = self.groups()
+        for i in range(0, len(groups), ranks.size):
+            some = groups[i : i + ranks.size]
             if ranks.size > 1:
-                ranks.together(partial(self._help, shelf, rows, parts, ranks))
-            if not ranks.first:
-                continue
-            yield shelf.get(_name("seen", rows), partial(self._look, shelf, parts, show))
-            for part in parts:
-                shelf.drop(_name("drawn", part))
+                ranks.together(partial(self._help, shelf, some, ranks))
+                ranks.together(partial(self._help_look, shelf, some[ranks.rank :][:1]))
+            for rows in some if ranks.first else ():
+                parts = cut(rows, self.batch)
+                yield shelf.get(_name("seen", rows), partial(self._look, shelf, parts, show))
+                for part in parts:
+                    shelf.drop(_name("drawn", part))
 
-    def _help(self, shelf: Shelf, rows: Sequence[int], parts: Sequence[Sequence[int]], ranks: Ranks) -> None:
-        """Draw this rank's share of a group's batches onto the shelf, unless the group was looked at already."""
-        if shelf.find(_name("seen", rows)) is None:
-            for part in parts[ranks.rank :: ranks.size]:
-                shelf.get(_name("drawn", part), partial(self.draw, part, None))
+    def _help(self, shelf: Shelf, groups: Sequence[Sequence[int]], ranks: Ranks) -> None:
+        """Draw this rank's share of the batches onto the shelf, of those groups that were not looked at already."""
+        left = [rows for rows in groups if shelf.find(_name("seen", rows)) is None]
+        parts = [part for rows in left for part in cut(rows, self.batch)]
+        for part in parts[ranks.rank :: ranks.size]:
+            shelf.get(_name("drawn", part), partial(self.draw, part, None))
+
+    def _help_look(self, shelf: Shelf, groups: Sequence[Sequence[int]]) -> None:
+        """Look at groups whose batches lie on the shelf."""
+        for rows in groups:
+            shelf.get(_name("seen", rows), partial(self._look, shelf, cut(rows, self.batch), None))
 
     def _look(self, shelf: Shelf, parts: Sequence[Sequence[int]], show: Any) -> dict[str, Tensor]:
         """What is seen of samples of these numbers, some of which may have been drawn before."""
@@ -161,8 +181,11 @@ class Samples:
         for part in parts:
             heard = None if show is None else partial(_shift, show, part[0])
             drawn.append(shelf.get(_name("drawn", part), partial(self.draw, part, heard)))
-        found = look(torch.cat([each["x"] for each in drawn]), self.train, self.features)
+        x = torch.cat([each["x"] for each in drawn])
+        found = look(x, self.train, self.features)
+        texts = [text for part in parts for text in told_by(self.bundle, self.test, part).text or ()]
         return {
+            **({} if self.match is None else {"match": self.match.score(x, texts)}),
             "features": found.features,
             "distance": found.near.distance,
             "row": torch.tensor(found.near.rows),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from inkdrop.bundle import Bundle
 from inkdrop.core.dataset import Data
@@ -18,7 +19,8 @@ from inkdrop.evals.features import Features, features_for
 from inkdrop.evals.nearest import Near
 from inkdrop.evals.score import check_metrics, reference_shelf, score
 from inkdrop.evals.shelf import Seen, Shelf
-from inkdrop.find import Part, check_knobs, find, knobs, parse
+from inkdrop.evals.text_match import Match, text_match
+from inkdrop.find import Part, build, check_knobs, find, knobs, parse
 from inkdrop.generate import evaluating
 from inkdrop.jobs import asks_of
 from inkdrop.measures import Measures
@@ -97,7 +99,9 @@ def likelihood_of(
     test = test if bundle.reader is None else Captioned(test, bundle.reader)
     rows, task = subset(len(test), count, seed=seed), screen.task("likelihood")
     with evaluating(bundle.denoiser):
-        found = likelihood(bundle.denoiser, test, rows, how, seed=seed, on_estimate=estimate, on_progress=task)
+        found = likelihood(
+            bundle.denoiser, test, rows, how, seed=seed, on_estimate=estimate, on_progress=task, ranks=ranks()
+        )
     of = {"n": len(test), "source": test.source, "fingerprint": test.fingerprint}
     return {**found, "data": of, "checkpoint": bundle.card, "seed": seed, "threads": torch.get_num_threads()}
 
@@ -159,16 +163,18 @@ def score_bundle(
 
     features = job.lead(extractor) or extractor()  # what rank 0 has trained, the others find in the cache
     check_metrics(measures.metrics, features)
-    samples = Samples(bundle, count, seed, train, test, features, batch)
+    match = job.together(lambda: _match(measures.match, bundle, train, test))
+    samples = Samples(bundle, count, seed, train, test, features, batch, match)
     shelf = samples.shelf()
     if job.first:
         announce(samples, shelf, screen)
-    outside, seconds = list[float](), list[float]()
+    outside, seconds, matched = list[float](), list[float](), list[Tensor]()
 
     def seen() -> Iterator[Seen]:
         for found in samples.seen(shelf, screen, job):
             outside.append(float(found["outside"]))
             seconds.append(float(found["seconds"]))
+            matched.extend([found["match"]] if match is not None else [])
             yield Seen(found["features"], Near(found["distance"], found["row"].tolist()))
 
     def figures() -> dict[str, Any]:
@@ -183,13 +189,26 @@ def score_bundle(
             on_progress=screen.task("scoring"),
             shelf=reference_shelf(train, test, features),
         )
-        return {**found, **_how(bundle, seed, max(outside), sum(seconds))}
+        shown = None if match is None else text_match(match, torch.cat(matched), test, seed=seed)
+        return {**found, "match": shown, **_how(bundle, seed, max(outside), sum(seconds))}
 
     if not job.first:
         for _ in seen():
             pass
     found: dict[str, Any] = job.tell(job.lead(figures))
     return found
+
+
+def _match(part: Part | None, bundle: Bundle, train: Data, test: Data) -> Match | None:
+    """The judge of samples and texts, if one was asked for and there are texts."""
+    if part is None:
+        return None
+    if bundle.reader is None:
+        raise BadArgument("eval --match: got a model that reads no text; leave it out")
+    if not any(getattr(test, "texts", None) or ()):
+        raise BadArgument("eval --match: the held-out images have no captions, so nothing is said of samples")
+    made: Match = build("matches", part, train)
+    return made
 
 
 def _how(bundle: Bundle, seed: int, outside: float, seconds: float) -> dict[str, Any]:

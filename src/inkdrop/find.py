@@ -53,6 +53,7 @@ ROOMS: dict[str, Room] = {
     "recipes": Room("recipes", ((),)),
     "features": Room("evals/extractors.py", (("train", "test", "on_progress"),)),
     "metrics": Room("evals/metrics.py", (("real", "made"),)),
+    "matches": Room("evals/matches.py", (("train",),)),
 }
 
 

@@ -17,27 +17,32 @@ class Measures(NamedTuple):
     Attributes:
         features: the extractor; None for the best without a download.
         metrics: besides FID, KID, classes and copies.
+        match: the judge of pictures and texts, of a model that reads; None for none.
     """
 
     features: Part | None = None
     metrics: tuple[Part, ...] = ()
+    match: Part | None = None
 
 
-def measures_of(features: str | None, metrics: Sequence[str], settings: Iterable[str]) -> tuple[Measures, list[str]]:
+def measures_of(
+    features: str | None, metrics: Sequence[str], settings: Iterable[str], match: str | None = None
+) -> tuple[Measures, list[str]]:
     """What a command's options say of it, and the settings that are of something else.
 
     Args:
         features: the name of an extractor, or None.
         metrics: names of metrics.
-        settings: "features.weights=FILE", "prdc.k=3" and others.
+        settings: "features.weights=FILE", "prdc.k=3", "match.model=FOLDER" and others.
+        match: the name of a judge of pictures and texts, or None.
 
     Raises:
-        UnknownName: no such extractor, metric or knob.
+        UnknownName: no such extractor, metric, judge or knob.
         BadArgument: a metric twice, a value that does not fit, or a knob of what was not asked for.
     """
     if twice := {name for name in metrics if metrics.count(name) > 1}:
         raise BadArgument(f"eval metric: got {', '.join(sorted(twice))} twice, need each once")
-    given: dict[str, dict[str, Any]] = {"features": {}, **{name: {} for name in metrics}}
+    given: dict[str, dict[str, Any]] = {"features": {}, "match": {}, **{name: {} for name in metrics}}
     rest = []
     for text in settings:
         path, sign, value = text.partition("=")
@@ -46,12 +51,12 @@ def measures_of(features: str | None, metrics: Sequence[str], settings: Iterable
             rest.append(text)
         else:
             given[slot][knob] = parse(value.strip())
-    if features is None and given["features"]:
-        raise BadArgument(
-            f"--set features.{next(iter(given['features']))}: of which features? add --features NAME first"
-        )
+    for slot, name in (("features", features), ("match", match)):
+        if name is None and given[slot]:
+            raise BadArgument(f"--set {slot}.{next(iter(given[slot]))}: of which {slot}? add --{slot} NAME first")
     parts = tuple(Part(name, check_knobs(name, find("metrics", name), given[name])) for name in metrics)
-    extractor = None
-    if features is not None:
-        extractor = Part(features, check_knobs(features, find("features", features), given["features"], "features"))
-    return Measures(extractor, parts), rest
+    chosen = [
+        None if name is None else Part(name, check_knobs(name, find(room, name), given[slot], slot))
+        for name, room, slot in ((features, "features", "features"), (match, "matches", "match"))
+    ]
+    return Measures(chosen[0], parts, chosen[1]), rest

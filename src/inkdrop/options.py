@@ -21,6 +21,7 @@ __all__ = [
     "Guidance",
     "Guide",
     "Judge",
+    "Match",
     "MaxSteps",
     "MaxTime",
     "Metric",
@@ -65,6 +66,10 @@ Features = Annotated[
 ]
 Metric = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Measure this too; repeatable: inkdrop list metrics.")
+]
+Match = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Whether samples show their texts: inkdrop list matches; knobs: match.*"),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow its files to import code from outside inkdrop.")]
 

@@ -227,6 +227,9 @@ def print_scores(figures: dict[str, Any]) -> None:
             table.add_row(row, *("–" if share is None else f"{share:.1%}" for share in shares))
         missing = [", ".join(figures[side]["missing"]) or "none" for side in ("classes", "classes_real")]
         table.add_row("classes missing", *missing)
+    if (match := figures["match"]) is not None:
+        table.add_row(f"match by {match['name']}", *(_share(match[side]) for side in ("samples", "real")))
+        table.add_row("  real images by others' texts", "", _share(match["others"]))
     for name, found in figures["metrics"].items():
         for key, value in found["samples"].items():
             if isinstance(value, float):  # counts and knobs stand in the JSON
@@ -246,6 +249,10 @@ def print_scores(figures: dict[str, Any]) -> None:
     _print(f"sampled by {sampler}, {plan['steps']} steps of {_call(plan['grid'])}{noise}; {guide}")
     for warning in figures["warnings"]:
         _print(f"note: {warning}")
+
+
+def _share(found: dict[str, Any]) -> str:
+    return f"{found['value']:.3g} ({found['low']:.3g} to {found['high']:.3g})"
 
 
 def print_likelihood(figures: dict[str, Any]) -> None:

@@ -116,11 +116,14 @@ def test_samples_and_scores_of_two_ranks_are_those_of_one(alone, tmp_path, monke
     for many in (False, True):
         out = tmp_path / f"samples-{many}"
         run("sample", str(alone), "-n", "5", "--out", str(out), many=many)
-        run("eval", str(alone), "-n", "300", "--steps", "2", "--out", f"{out}.json", many=many)
+        run("eval", str(alone), "-n", "2200", "--steps", "2", "--out", f"{out}.json", many=many)
+        run("eval", str(alone), "--nll", "-n", "70", "--steps", "2", "--set=nll.flow_steps=2", "--set=nll.draws=1",
+            "--out", f"{out}-nll.json", many=many)  # fmt: skip
         monkeypatch.setenv("INKDROP_CACHE", str(tmp_path / "another"))  # nothing that was drawn is found again
     same = filecmp.dircmp(tmp_path / "samples-False", tmp_path / "samples-True")
     assert same.left_list == same.right_list
     assert not same.diff_files
-    one, two = (json.loads((tmp_path / f"samples-{many}.json").read_text()) for many in (False, True))
-    apart = {name for name in one if one[name] != two[name]}
-    assert apart <= {"seconds", "sampling_seconds"}
+    for what in ("", "-nll"):
+        one, two = (json.loads((tmp_path / f"samples-{many}{what}.json").read_text()) for many in (False, True))
+        apart = {name for name in one if one[name] != two[name]}
+        assert apart <= {"seconds", "sampling_seconds"}, what

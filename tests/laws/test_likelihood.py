@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from inkdrop.evals.bound import Bound, bound
 from inkdrop.evals.likelihood import Settings, likelihood
 from inkdrop.evals.nll import NLL, asks_of, dequantise, nll
 from inkdrop.find import Part, build
+from inkdrop.parallel import Ranks
 from specimens import denoiser_of, label, normals, schedule_of, target_of
 
 pytestmark = pytest.mark.long  # left out of the fast tier
@@ -488,6 +492,45 @@ def test_an_images_figures_do_not_depend_on_the_others() -> None:
     for name in ("bound", "flow", "flow_se"):
         assert few[name] == pytest.approx([many[name][4], many[name][1]], rel=1e-6)
     assert likelihood(denoiser, arrays(), range(2), replace(how, probes=1))["images"]["flow_se"] is None
+
+
+@dataclass(frozen=True)
+class Beside(Ranks):
+    """A rank that is a thread of this process: what each has handed in lies on one table."""
+
+    table: list[Tensor] = field(default_factory=list)
+    gate: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+
+    def agree(self, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+    def cat(self, x: Tensor) -> Tensor:
+        self.table[self.rank] = x
+        self.gate.wait()
+        whole = torch.cat(self.table)
+        self.gate.wait()
+        return whole
+
+
+@pytest.mark.parametrize("count", [3, 8, 10])
+def test_ranks_share_the_batches_and_all_say_what_one_says(count: int) -> None:
+    """Of three ranks with batches of four: two have none, one has none, all have one."""
+    how = Settings(steps=3, flow_steps=3, probes=2)
+    rows, table, gate = [7, 1, 4, 0, 5, 2, 9, 11, 3, 8][:count], [torch.empty(0)] * 3, threading.Barrier(3)
+    asked = [list[int]() for _ in range(3)]
+
+    def of(rank: int) -> dict[str, Any]:
+        beside = Beside(rank, 3, table=table, gate=gate)
+        heard = lambda done, total, text: asked[rank].append(total)  # noqa: E731
+        return likelihood(ideal(WIDE, schedule_of("vp")), arrays(), rows, how, batch=4, ranks=beside, on_progress=heard)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = [job.result(timeout=60) for job in [pool.submit(of, rank) for rank in range(3)]]
+    want = likelihood(ideal(WIDE, schedule_of("vp")), arrays(), rows, how, batch=4)
+    for each in found:
+        assert {**each, "seconds": 0} == {**want, "seconds": 0}
+    assert all(len(each) == each[0] for each in asked), "no rank asks for another's batches"
 
 
 def test_the_error_is_that_of_the_draws_whose_probes_share_their_noise() -> None:

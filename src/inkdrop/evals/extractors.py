@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
-
-import torch
 
 from inkdrop.core.dataset import Data
-from inkdrop.errors import BadArgument
 from inkdrop.evals import classifier as trained
 from inkdrop.evals.clips import Clips
 from inkdrop.evals.features import Features, Pixels
 from inkdrop.evals.inception import Inception, weights_file
 from inkdrop.evals.resize import Resize
 from inkdrop.evals.stream import Progress
-from inkdrop.evals.vision import Pool, Vision
+from inkdrop.evals.vision import Pool, Vision, Where, device_of
 
 __all__ = ["classifier", "inception", "pixels", "transformers"]
-
-Where = Literal["auto", "cpu", "cuda"]
 
 
 def classifier(
@@ -71,7 +65,7 @@ def inception(
         device: where it runs.
     """
     file = weights_file(weights, download=download)
-    return _of(train.shape, lambda shape: Inception(shape, file, resize=resize, device=_device(device)))
+    return _of(train.shape, lambda shape: Inception(shape, file, resize=resize, device=device_of(device)))
 
 
 def transformers(
@@ -87,15 +81,9 @@ def transformers(
         pool: which embedding: the class token, the mean of the others, or the model's own.
         device: where it runs.
     """
-    return _of(train.shape, lambda shape: Vision(shape, model, pool=pool, device=_device(device)))
+    return _of(train.shape, lambda shape: Vision(shape, model, pool=pool, device=device_of(device)))
 
 
 def _of(shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Features]) -> Features:
     """Features of pictures, or of clips by those of their frames."""
     return Clips(make((shape[0], *shape[2:])), shape) if len(shape) == 4 else make(shape)
-
-
-def _device(name: Where) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadArgument("features device: got cuda, but there is none; try auto")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -23,6 +23,7 @@ from inkdrop.evals.bound import Bound, Choice, bound
 from inkdrop.evals.nll import Method, Trace, asks_of, dequantise, nll
 from inkdrop.evals.stream import Progress
 from inkdrop.find import Part, build
+from inkdrop.parallel import ALONE, Ranks
 
 __all__ = ["Settings", "likelihood"]
 
@@ -92,6 +93,7 @@ def likelihood(
     batch: int = 64,
     on_estimate: Callable[[float, tuple[int, int]], None] | None = None,
     on_progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Two upper bounds on −log2 P(x)/D of discrete data: the chain's (`bound`) and the flow's (`nll`).
 
@@ -111,6 +113,7 @@ def likelihood(
         batch: images at a time, ≥ 1.
         on_estimate: is told before the work about how many seconds it will take, and the asks an image of the two.
         on_progress: is told how far it is.
+        ranks: of the job, each of which takes its share of the batches; the figures are those of one process, on all.
 
     Returns:
         Plain JSON without NaN: n, dim, levels, uniform (log2 levels), bound, flow, images, settings, seconds; bits are
@@ -121,11 +124,12 @@ def likelihood(
         BadArgument: fewer than 2 rows, or settings outside their values.
     """
     began = time.monotonic()
-    work = _Work(denoiser, data, rows, settings or Settings(), seed, batch)
+    work = _Work(denoiser, data, rows, settings or Settings(), seed, batch, ranks)
     if on_estimate is not None:
         on_estimate(work.seconds(), work.asks)
-    tell = _teller(on_progress, sum(work.asks) * -(-len(rows) // batch))
-    figures = _report(work, work.bounds(tell), work.flows(tell))
+    tell = _teller(on_progress, sum(work.asks) * len(work.mine))
+    bounds, flows = ranks.together(lambda: (work.bounds(tell), work.flows(tell)))
+    figures = _report(work, Bound(*map(work.gathered, bounds)), work.gathered(flows))
     return {**figures, "settings": asdict(work.settings), "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -133,7 +137,14 @@ class _Work:
     """What is to be done: batches of images through both."""
 
     def __init__(
-        self, denoiser: Denoiser, data: Data, rows: Sequence[int], settings: Settings, seed: int, batch: int
+        self,
+        denoiser: Denoiser,
+        data: Data,
+        rows: Sequence[int],
+        settings: Settings,
+        seed: int,
+        batch: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         if data.levels is None:
             raise BadData(
@@ -144,6 +155,10 @@ class _Work:
             if got < least:
                 raise BadArgument(f"likelihood {what}: got {got}, need at least {least}")
         self.data, self.rows, self.batch, self.settings, self.levels = data, rows, batch, settings, data.levels
+        self._ranks, self._all = ranks, range(0, len(rows), batch)
+        self.mine = (
+            self._all[ranks.rank :: ranks.size] or self._all[:1]
+        )  # of no batch, the shape of its terms is needed
         self.chain, self.flow = settings.chain(denoiser.schedule), settings.flow(denoiser.schedule)
         self.asks = (len(self.chain) - 1, settings.draws * asks_of(self.flow, settings.method))
         self._device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
@@ -153,18 +168,28 @@ class _Work:
         self._nll = partial(nll, denoiser, trace=trace, probes=probes, method=method, seed=seed)
 
     def batches(self) -> Iterator[_Batch]:
-        for first in range(0, len(self.rows), self.batch):
+        for first in self.mine:
             keys = self.rows[first : first + self.batch]
             x, cond = self.data.take(keys)
             yield _Batch(keys, x.to(self._device), None if cond is None else cond.to(self._device))
 
+    def gathered(self, found: Tensor) -> Tensor:
+        """(..., N), in the order of the rows, from what each rank has found of its batches, (..., n) each."""
+        ranks, whole = self._ranks, torch.arange(len(self.rows))
+        if ranks.size == 1:
+            return found
+        if ranks.rank >= len(self._all):
+            found = found[..., :0]
+        dealt = [whole[i : i + self.batch] for rank in range(ranks.size) for i in self._all[rank :: ranks.size]]
+        return ranks.cat(found.movedim(-1, 0))[torch.cat(dealt).argsort()].movedim(0, -1).contiguous()
+
     def bounds(self, tell: Tell | None) -> Bound:
-        """The terms of all images."""
+        """The terms of this rank's images."""
         each = [self._bound(b.x, self.chain, cond=b.cond, images=b.keys, on_ask=tell) for b in self.batches()]
         return Bound(*(torch.cat(parts, -1) for parts in zip(*each, strict=True)))
 
     def flows(self, tell: Tell | None) -> Tensor:
-        """(draws, K, N): bits a dimension of the discrete data, by each dequantisation and each of its probes."""
+        """(draws, K, n): bits a dimension of this rank's images, by each dequantisation and each of its probes."""
         return torch.cat([self._flowed(b, self.flow, self.settings.draws, tell) for b in self.batches()], -1)
 
     def _flowed(self, batch: _Batch, grid: Grid, draws: int, tell: Tell | None) -> Tensor:
@@ -186,7 +211,8 @@ class _Work:
             spent = middle - began, time.monotonic() - middle
         chain = spent[0] * self.asks[0] / (len(few) - 1)
         flow = spent[1] * self.settings.draws * (len(self.flow) - 1)
-        return (chain + flow) * len(self.rows) / len(batch.x)
+        count = sum(min(self.batch, len(self.rows) - first) for first in self.mine)
+        return (chain + flow) * count / len(batch.x)
 
 
 def _teller(on_progress: Progress | None, total: int) -> Tell | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +17,9 @@ from inkdrop.errors import BadArgument, BadCheckpoint, BadShape, MissingExtra
 from inkdrop.evals.resize import clean, to_rgb
 from inkdrop.pretrained import fetched
 
-__all__ = ["Pool", "Vision"]
+__all__ = ["Pool", "Vision", "Where", "device_of"]
+
+Where: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 Pool: TypeAlias = Literal["auto", "first", "mean"]
 """first: the class token; mean: of all others; auto: what the model gives for an image, normalised for CLIP."""
@@ -39,6 +43,7 @@ class Vision:
     Attributes:
         dim: the length of an embedding.
         hash: 12 digits of the SHA-256 of weights, configuration and preprocessing.
+        texts: f(B texts) -> (B, D), embeddings of length 1 by the text encoder of a whole CLIP; None of other models.
 
     Raises:
         MissingExtra: transformers is not installed.
@@ -56,6 +61,7 @@ class Vision:
         folder = folder if folder.is_dir() else fetched(model, "vision model")
         self.shape, self.device, self.pool = shape, torch.device(device), pool
         self._clip, self.net, config = _open(folder)
+        self.texts = _texts(folder, self.device) if self._clip else None
         self.net = self.net.to(self.device)
         self.side = int(config.image_size)
         how = _IMAGENET | _preprocessing(folder)
@@ -111,6 +117,32 @@ def _open(folder: Path) -> tuple[bool, Any, Any]:
     return clip, net, config
 
 
+def _texts(folder: Path, device: torch.device) -> Callable[[Sequence[str]], Tensor] | None:
+    """The text encoder of a CLIP, opened when it is first asked; None of a vision part alone."""
+    import transformers
+
+    if transformers.AutoConfig.from_pretrained(folder).model_type != "clip":
+        return None
+
+    @cache
+    def parts() -> tuple[Any, Any]:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            net = transformers.CLIPTextModelWithProjection.from_pretrained(folder, use_safetensors=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise BadCheckpoint(f"CLIP {folder}: its texts cannot be read ({str(error).splitlines()[0]})") from None
+        return tokenizer, net.to(torch.float32).eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def embedded(texts: Sequence[str]) -> Tensor:
+        tokenizer, net = parts()
+        most = net.config.max_position_embeddings
+        words = tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt").to(device)
+        return torch.nn.functional.normalize(net(**words).text_embeds.float(), dim=1).cpu()
+
+    return embedded
+
+
 def _preprocessing(folder: Path) -> dict[str, Any]:
     """Mean and deviation of each colour in [0, 1], where the model says them."""
     file = folder / "preprocessor_config.json"
@@ -133,3 +165,14 @@ def _sha256(folder: Path) -> str:
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def device_of(name: Where) -> str:
+    """The name of a device; "auto" is CUDA where there is a GPU.
+
+    Raises:
+        BadArgument: cuda where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadArgument("features device: got cuda, but there is none; try auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
