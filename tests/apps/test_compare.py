@@ -193,9 +193,23 @@ def test_a_budget_bounds_the_images_of_all_alike(
     record = json.loads((out / "compare.json").read_text())
     assert [entry["n"] for entry in record["entries"]] == [60, 60]  # 300 // (2 + 3)
     assert "5000 were asked for" in (out / "report.md").read_text()
+    assert record["features"]["name"] == "classifier"
     run("compare", runs / "a0", "--steps", 2, "--steps", 3, "--budget", "100asks", "--out", tmp_path / "no", code=2)
     assert "too little for 50 images of each of 2 entries, which take about 250 asks" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_compare_takes_other_features(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are a part of the question; what is set is theirs alone."""
+    ways, pixels = ["compare", runs / "a0", "-n", 60, "--steps", 2, "--steps", 3], ["--features", "pixels"]
+    run(*ways, *pixels, "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert record["features"]["name"] == "pixels"
+    assert record["entries"][0]["classes"] is None
+    run(*ways, "--out", tmp_path / "out", code=2)
+    assert "holds another comparison" in capsys.readouterr().err
+    run(*ways, *pixels, "--set", "plan.steps=9", "--out", tmp_path / "no", code=2)
+    assert "need features.KNOB=VALUE" in capsys.readouterr().err
 
 
 def test_budgets_are_read() -> None:

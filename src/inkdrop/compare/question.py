@@ -14,6 +14,7 @@ from inkdrop.core.dataset import Data
 from inkdrop.drawn import Samples, identity, pace
 from inkdrop.errors import BadArgument, BadData
 from inkdrop.evals.features import Features
+from inkdrop.find import Part
 from inkdrop.jobs import asks_of
 from inkdrop.plan import change
 from inkdrop.recipe import dump
@@ -124,10 +125,14 @@ def afford(entries: Sequence[Entry], count: int, budget: str | None, test: Data)
     return most, seconds
 
 
-def question_of(entries: Sequence[Entry], count: int, seed: int, budget: str | None) -> dict[str, Any]:
+def question_of(
+    entries: Sequence[Entry], count: int, seed: int, budget: str | None, features: Part | None = None
+) -> dict[str, Any]:
     """What is asked, as plain JSON: the same question in the same folder goes on."""
     asked = [{"label": entry.label, **identity(entry.bundle)} for entry in entries]
-    whole: dict[str, Any] = json.loads(json.dumps({"entries": asked, "n": count, "seed": seed, "budget": budget}))
+    about = {"entries": asked, "n": count, "seed": seed, "budget": budget}
+    about |= {} if features is None else {"features": [features.name, features.knobs]}
+    whole: dict[str, Any] = json.loads(json.dumps(about))
     return whole
 
 

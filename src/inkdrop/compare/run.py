@@ -26,6 +26,7 @@ from inkdrop.evals.prdc import prdc
 from inkdrop.evals.score import reference_shelf, score
 from inkdrop.evals.shelf import Seen
 from inkdrop.evals.stream import chunks, subset
+from inkdrop.find import Part
 from inkdrop.generate import sample
 from inkdrop.train.record import describe_run, write_atomically
 
@@ -49,6 +50,7 @@ def run_compare(
     steps: Sequence[int] = (),
     guidance: Sequence[float] = (),
     budget: str | None = None,
+    features: Part | None = None,
     screen: Screen,
 ) -> Path:
     """Compare models and ways to sample them, and return the path of the report.
@@ -63,6 +65,7 @@ def run_compare(
         steps: of the samplers; each model's own if none.
         guidance: scales; each model's own if none.
         budget: of time or asks for the sampling, as `read_budget` reads it.
+        features: the extractor; None for the best without a download.
         screen: shows progress.
 
     Raises:
@@ -76,7 +79,7 @@ def run_compare(
     train, test = (split_of(bundles[0][1], data, split) for split in ("train", "test"))
     check_enough(bundles[0][1], train, test)
     _check_data(bundles, train)
-    question = question_of(entries, count, seed, budget)
+    question = question_of(entries, count, seed, budget, features)
     plan = read_plan(out, question)
     if plan is None:
         n, seconds = afford(entries, count, budget, test)
@@ -84,15 +87,15 @@ def run_compare(
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "plan.json", plan)
     _say_plan(entries, plan, screen)
-    features = features_for(train, test, on_progress=screen.task("training the judge"))
+    extractor = features_for(train, test, features, on_progress=screen.task("training the judge"))
     rows, seen = [], []
     for entry in entries:
-        figures, found = _answer(entry, plan["n"], seed, train, test, features, screen)
+        figures, found = _answer(entry, plan["n"], seed, train, test, extractor, screen)
         rows.append(figures)
         seen.append(found)
-    real = torch.cat([features(x) for _, x, _ in chunks(test)])
+    real = torch.cat([extractor(x) for _, x, _ in chunks(test)])
     _balls(rows, seen, real, seed)
-    record = _record(entries, rows, plan, seed, train, test, features)
+    record = _record(entries, rows, plan, seed, train, test, extractor)
     record |= {"recipes": _recipes(entries, rows), "differences": _differences(entries, rows, seen, real, seed)}
     _draw(entries, rows, out, seed)
     write_atomically(out / "compare.json", record)
