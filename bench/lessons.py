@@ -138,8 +138,9 @@ class Lessons:
         made = choose("mnist" if self.mnist else "digits", data=self.args.data)
         data = made.data if model.told else Part("lesson_parts:unlabelled", {"data": self.data})
         made = replace(made, data=data, net=NETS[self.mnist][model.net])
-        quiet = ("train.null_rate=0.0", f"train.seed={seed}", "plan.guide=clip", "plan.steps=10")
-        return choose(made, settings=(*quiet, *model.settings))
+        plain = ("loss=simple", "sampler=ddim", "plan.steps=10", "plan.guide=clip", "train.null_rate=0.0")
+        usual = ("train.batch=64", "train.lr=1e-3", "train.precision=auto") if self.mnist else ()
+        return choose(made, settings=(*plain, *usual, f"train.seed={seed}", *model.settings))
 
     def updates(self, model: Model) -> int:
         """How many updates the processor time affords: measured once for each kind of training, the same for all."""

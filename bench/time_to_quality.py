@@ -213,11 +213,12 @@ class OurLoop:
             guide = tuple(part for part in recipe.plan.guide if part.name != "cfg")
             recipe = replace(recipe, plan=replace(recipe.plan, guide=guide))
         timer, probe = Clock(clock), Trainer(recipe, None, device="cpu")
-        for k in range(12):
-            timer = Clock(clock) if k == 4 else timer
-            with timer.running():
-                probe.step()
-        pace = timer.minutes / 8
+        with keeping_memory():  # as Trainer.run does
+            for k in range(24):
+                timer = Clock(clock) if k == 8 else timer
+                with timer.running():
+                    probe.step()
+        pace = timer.minutes / 16
         steps = max(10, int(minutes / pace))
         recipe = replace(recipe, train=replace(recipe.train, steps=steps, warmup=min(recipe.train.warmup, steps // 5)))
         self.trainer = Trainer(recipe, None, device="cpu")
