@@ -1,7 +1,8 @@
 """Shard: weights, average and optimiser in shares, one a rank (FSDP), and whole again for a checkpoint.
 
 Checkpoints are the house's own in either case: safetensors of whole tensors, which any number of ranks reads again, in
-shares or not. torch.distributed.checkpoint's own files are not written, as their `.metadata` is a pickle.
+shares or not. torch.distributed.checkpoint's own files are not written, as their `.metadata` is a pickle; nor those of
+its HuggingFaceStorageWriter, which puts tensors without dimensions together as 0 (torch 2.13.0).
 """
 
 from __future__ import annotations
