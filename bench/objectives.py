@@ -1,6 +1,6 @@
 """The objectives on MNIST at equal compute: the same net, batch and seconds of a processor for each, the same judge.
 
-    python bench/objectives.py --data PATH --work runs/objectives --seconds 100 --minutes 120
+    python bench/objectives.py --data PATH --work runs/objectives --seconds 180 --minutes 120
 
 Each row trains a U-Net of 0.6 M weights for so many seconds of one thread's processor time (AdamW at a constant rate,
 EMA 0.998, batch 64, bfloat16 where the processor has it), then draws 1,000 digits, as many of each class, by each of
@@ -62,7 +62,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "v, perturbed 0.1": ("target=v", "loss.perturb=0.1"),
 }
 BASE = (
-    *("net=unet_mnist", "net.width=14", "loss=simple", "train.batch=64", "train.lr=1e-3", "train.decay=constant"),
+    *("net=unet_mnist", "net.width=14", "loss=simple", "train.batch=64", "train.lr=2e-3", "train.decay=constant"),
     *("train.precision=auto", "train.null_rate=0", "train.steps=1000000000"),
 )
 SAMPLERS = {"dpmpp_2m": 50, "heun": 25}  # and its steps: 50 and 49 asks
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder with the four IDX files of MNIST")
     parser.add_argument("--work", type=Path, required=True, help="where rows are kept while they are made")
-    parser.add_argument("--seconds", type=float, default=100, help="of a processor, that each row is trained")
+    parser.add_argument("--seconds", type=float, default=180, help="of a processor, that each row is trained")
     parser.add_argument("--minutes", type=float, default=1e6, help="after which this call ends")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

@@ -30,7 +30,7 @@ from inkdrop.evals.score import score
 from inkdrop.evals.stream import subset
 from inkdrop.evals.vision import Vision
 from inkdrop.find import Part
-from inkdrop.measures import measures_of
+from inkdrop.measures import Measures, measures_of
 
 
 class Layers(nn.Module):
@@ -321,7 +321,13 @@ def test_what_is_measured_is_read_from_the_options() -> None:
     assert found.metrics == (Part("prdc", {"k": 3}), Part("energy"))
     assert rest == ["sampler.eta=0.5"]
     assert measures_of(None, ["prdc"], ["prdc.k"])[1] == ["prdc.k"]  # no setting: refused by whoever reads the rest
-    assert measures_of(None, (), ["sampler.eta=0.5"]) == ((None, ()), ["sampler.eta=0.5"])
+    assert measures_of(None, (), ["sampler.eta=0.5"]) == (Measures(), ["sampler.eta=0.5"])
+    judged, rest = measures_of(None, (), ["match.model=folder", "cfg.scale=2"], "clip")
+    assert (judged, rest) == (Measures(match=Part("clip", {"model": "folder"})), ["cfg.scale=2"])
+    with pytest.raises(BadArgument, match="of which match"):
+        measures_of(None, (), ["match.model=folder"])
+    with pytest.raises(UnknownName, match="scenes"):
+        measures_of(None, (), (), "scene")
     refused: list[tuple[Any, Any, Any, type, str]] = [
         (None, ["prdc", "prdc"], [], BadArgument, "twice"),
         (None, ["prd"], [], UnknownName, "prdc"),

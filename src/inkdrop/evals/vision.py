@@ -128,10 +128,10 @@ def _texts(folder: Path, device: torch.device) -> Callable[[Sequence[str]], Tens
     def parts() -> tuple[Any, Any]:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            net = transformers.CLIPTextModelWithProjection.from_pretrained(folder, use_safetensors=True)
+            net: Any = transformers.CLIPTextModelWithProjection.from_pretrained(folder, use_safetensors=True)
         except (OSError, ValueError, ImportError) as error:
             raise BadCheckpoint(f"CLIP {folder}: its texts cannot be read ({str(error).splitlines()[0]})") from None
-        return tokenizer, net.to(torch.float32).eval().requires_grad_(False).to(device)
+        return tokenizer, net.float().eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
     def embedded(texts: Sequence[str]) -> Tensor:
