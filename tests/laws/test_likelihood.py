@@ -513,9 +513,9 @@ class Beside(Ranks):
         return whole
 
 
-@pytest.mark.parametrize("count", [3, 8, 10])
-def test_ranks_share_the_batches_and_all_say_what_one_says(count: int) -> None:
-    """Of three ranks with batches of four: two have none, one has none, all have one."""
+@pytest.mark.parametrize(("count", "batch"), [(3, 4), (8, 4), (10, 2)])
+def test_ranks_share_the_batches_and_all_say_what_one_says(count: int, batch: int) -> None:
+    """Of three ranks two have no batch, one has none, two have two batches."""
     how = Settings(steps=3, flow_steps=3, probes=2)
     rows, table, gate = [7, 1, 4, 0, 5, 2, 9, 11, 3, 8][:count], [torch.empty(0)] * 3, threading.Barrier(3)
     asked = [list[int]() for _ in range(3)]
@@ -523,11 +523,13 @@ def test_ranks_share_the_batches_and_all_say_what_one_says(count: int) -> None:
     def of(rank: int) -> dict[str, Any]:
         beside = Beside(rank, 3, table=table, gate=gate)
         heard = lambda done, total, text: asked[rank].append(total)  # noqa: E731
-        return likelihood(ideal(WIDE, schedule_of("vp")), arrays(), rows, how, batch=4, ranks=beside, on_progress=heard)
+        return likelihood(
+            ideal(WIDE, schedule_of("vp")), arrays(), rows, how, batch=batch, ranks=beside, on_progress=heard
+        )
 
     with ThreadPoolExecutor(3) as pool:
         found = [job.result(timeout=60) for job in [pool.submit(of, rank) for rank in range(3)]]
-    want = likelihood(ideal(WIDE, schedule_of("vp")), arrays(), rows, how, batch=4)
+    want = likelihood(ideal(WIDE, schedule_of("vp")), arrays(), rows, how, batch=batch)
     for each in found:
         assert {**each, "seconds": 0} == {**want, "seconds": 0}
     assert all(len(each) == each[0] for each in asked), "no rank asks for another's batches"

@@ -13,11 +13,15 @@ from torch.testing import assert_close
 from inkdrop.cli import main
 from inkdrop.data.arrays import Arrays
 from inkdrop.errors import BadArgument
+from inkdrop.eval_jobs import score_bundle
 from inkdrop.evals.matches import clip, scenes
 from inkdrop.evals.scenes import wilson
 from inkdrop.evals.text_match import Match, text_match
 from inkdrop.find import Part
+from inkdrop.measures import Measures
 from inkdrop.recipe import open_data
+from inkdrop.screen import Screen
+from runs import digits, untrained
 
 pytestmark = pytest.mark.long
 
@@ -96,6 +100,13 @@ def test_drawn_scenes_show_their_captions_and_not_anothers() -> None:
     assert (got["samples"]["low"], got["samples"]["high"]) == wilson(40, 40)
     assert got["others"]["value"] < 0.2
     assert wrong.mean() < 0.2
+
+
+def test_a_model_that_reads_no_text_has_no_match() -> None:
+    bundle = untrained(digits(), (1, 8, 8), tuple("0123456789"))
+    measures = Measures(Part("pixels"), match=Part("scenes"))
+    with Screen() as screen, pytest.raises(BadArgument, match="a model that reads no text"):
+        score_bundle(bundle, 4, 0, None, screen, measures)
 
 
 class Told(Arrays):

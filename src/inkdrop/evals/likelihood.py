@@ -156,9 +156,7 @@ class _Work:
                 raise BadArgument(f"likelihood {what}: got {got}, need at least {least}")
         self.data, self.rows, self.batch, self.settings, self.levels = data, rows, batch, settings, data.levels
         self._ranks, self._all = ranks, range(0, len(rows), batch)
-        self.mine = (
-            self._all[ranks.rank :: ranks.size] or self._all[:1]
-        )  # of no batch, the shape of its terms is needed
+        self.mine = self._all[ranks.rank :: ranks.size] or self._all[:1]  # a rank without one has a shape
         self.chain, self.flow = settings.chain(denoiser.schedule), settings.flow(denoiser.schedule)
         self.asks = (len(self.chain) - 1, settings.draws * asks_of(self.flow, settings.method))
         self._device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
@@ -174,12 +172,13 @@ class _Work:
             yield _Batch(keys, x.to(self._device), None if cond is None else cond.to(self._device))
 
     def gathered(self, found: Tensor) -> Tensor:
-        """(..., N), in the order of the rows, from what each rank has found of its batches, (..., n) each."""
+        """(..., N), in the order of the rows, from what each rank has found of its batches, (..., n) each.
+
+        What ranks without a batch have found comes last, and is left there.
+        """
         ranks, whole = self._ranks, torch.arange(len(self.rows))
         if ranks.size == 1:
             return found
-        if ranks.rank >= len(self._all):
-            found = found[..., :0]
         dealt = [whole[i : i + self.batch] for rank in range(ranks.size) for i in self._all[rank :: ranks.size]]
         return ranks.cat(found.movedim(-1, 0))[torch.cat(dealt).argsort()].movedim(0, -1).contiguous()
 
