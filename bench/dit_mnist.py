@@ -2,7 +2,7 @@
 
     python bench/dit_mnist.py --data PATH --minutes 8 --lr 0.004 --out bench/results/dit_mnist.json
 
-The recipes `mnist` (unet_mnist) and `dit_mnist`, on one thread. First the processor time of an update is taken of
+The nets of the recipes `mnist` and `dit_mnist` with the settings below, on one thread. First the processor time of an update is taken of
 both, in turn; from it follows how many updates each has in its minutes, and the learning rate falls over just these.
 Then both are trained in turn, the next update always being of the one that is less far, so that other work on the
 machine slows both alike. The clock is that of the processor (time.process_time). Scored are the averaged weights: the
@@ -41,6 +41,7 @@ from inkdrop.train.loop import choose
 from inkdrop.train.trainer import Trainer
 
 RECIPES = ("mnist", "dit_mnist")
+SETTINGS = ("loss=simple", "train.batch=128", "train.lr=1e-3", "train.warmup=200", "train.precision=float32")
 
 
 def pace(recipes: dict[str, Recipe], updates: int = 8) -> dict[str, float]:
@@ -93,7 +94,7 @@ def report(trainer: Trainer, spent: float, losses: list[float], count: int) -> d
 
 def recipe_of(name: str, data: Path, lr: float | None) -> Recipe:
     """A recipe whose data are here, with another learning rate if one is given."""
-    made = choose(name, data=data)
+    made = choose(name, data=data, settings=SETTINGS)
     return made if lr is None else replace(made, train=replace(made.train, lr=lr))
 
 
