@@ -2,12 +2,12 @@
 
     python bench/dit_mnist.py --data PATH --minutes 8 --lr 0.004 --out bench/results/dit_mnist.json
 
-The nets of the recipes `mnist` and `dit_mnist` with the settings below, on one thread. First the processor time of an update is taken of
-both, in turn; from it follows how many updates each has in its minutes, and the learning rate falls over just these.
-Then both are trained in turn, the next update always being of the one that is less far, so that other work on the
-machine slows both alike. The clock is that of the processor (time.process_time). Scored are the averaged weights: the
-loss on held-out images at fixed times and noise, whole and in fifths of the time from clean to noise, and 5,000 samples
-by UniPC at 12 steps without guidance.
+The nets of the recipes `mnist` and `dit_mnist` with the settings below, on one thread. First the processor time of an
+update is taken of both, in turn; from it follows how many updates each has in its minutes, and the learning rate
+falls over just these. Then both are trained in turn, the next update always being of the one that is less far, so
+that other work on the machine slows both alike. The clock is that of the processor (time.process_time). Scored are
+the averaged weights: the loss on held-out images at fixed times and noise, whole and in fifths of the time from clean
+to noise, and 5,000 samples by UniPC at 12 steps without guidance.
 
     python bench/dit_mnist.py --data PATH --minutes 1.5 --lr 0.001 --lr 0.002 --lr 0.004 --out rates.json
 
@@ -41,7 +41,7 @@ from inkdrop.train.loop import choose
 from inkdrop.train.trainer import Trainer
 
 RECIPES = ("mnist", "dit_mnist")
-SETTINGS = ("loss=simple", "train.batch=128", "train.lr=1e-3", "train.warmup=200", "train.precision=float32")
+SETTINGS = ("loss=simple", "train.batch=128", "train.warmup=200", "train.precision=float32")
 
 
 def pace(recipes: dict[str, Recipe], updates: int = 8) -> dict[str, float]:
