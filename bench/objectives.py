@@ -49,6 +49,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "x0": ("target=x0",),
     "v": ("target=v",),
     "v, min-SNR 5": ("target=v", "loss.weight=min_snr"),
+    "v, 1 on x0": ("target=v", "loss.weight=constant"),
     "eps, P2": ("target=eps", "loss.weight=p2"),
     "EDM": (*EDM, "target=edm", "loss.times=lognormal"),
     "flow": FLOW,
