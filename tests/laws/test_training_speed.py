@@ -195,6 +195,7 @@ def test_a_way_that_fails_is_listed_with_its_reason(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of torch.jit
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_net_trains_the_same_and_is_saved_as_it_is_written(tmp_path):
     """Its kernels round otherwise, so that the losses of ten updates agree to 1e-4; the names of weights stay."""
