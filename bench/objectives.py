@@ -3,10 +3,11 @@
     python bench/objectives.py --data PATH --work runs/objectives --seconds 180 --minutes 120
 
 Each row trains a U-Net of 0.6 M weights for so many seconds of one thread's processor time (AdamW at a constant rate,
-EMA 0.998, batch 64, bfloat16 where the processor has it), then draws 1,000 digits, as many of each class, by each of
-two deterministic samplers at about 50 asks, from the same noise. The table shows the better of the two by FID and
-names it; the JSON has both. FID and KID are in the 64 features of the house's MNIST classifier, against all test
-images, beside those of 1,000 training images.
+EMA 0.998, batch 64, bfloat16 where the processor has it): the time of an update is measured first, of all rows in
+turn, and from it follows how many updates each has, so that what else the machine does makes no difference. Then it
+draws 1,000 digits, as many of each class, by each of two deterministic samplers at about 50 asks, from the same
+noise. The table shows the better of the two by FID and names it; the JSON has both. FID and KID are in the 64
+features of the house's MNIST classifier, against all test images, beside those of 1,000 training images.
 
 A row that is trained goes on where it stopped, and one that is judged is not judged again: run it as often as you like.
 --minutes ends this call after so many minutes; --rows names some rows (so that two calls share them, one a core). One
@@ -16,9 +17,11 @@ seed a row: small differences say little.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from inkdrop.recipe import Recipe, open_data, set_knobs
 from inkdrop.recipes.mnist import mnist
 from inkdrop.train.guard import NotFinite
 from inkdrop.train.loop import choose
+from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import Trainer
 
 EDM = ("schedule=edm", "clock=lam", "scale=edm")
@@ -73,13 +77,35 @@ def recipe_of(row: str, data: Path, seed: int) -> Recipe:
     return set_knobs(choose(mnist(), data=data), [*BASE, f"train.seed={seed}", *ROWS[row]])
 
 
-def trained(recipe: Recipe, out: Path, seconds: float, until: float) -> Trainer | None:
-    """The trainer after so many processor seconds of updates, from its newest checkpoint; None if time is up before."""
+def paces(work: Path, data: Path, seed: int, rounds: int = 8) -> dict[str, float]:
+    """Seconds of the processor that an update of each row takes: medians over rounds in which all have their turn.
+
+    Measured once and kept: what else the machine does slows all rows alike, so that the time of one update over that of
+    another is their own. A second process waits for the first.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / f"paces-{seed}.json"
+    with (work / "paces.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            trainers = {row: Trainer(recipe_of(row, data, seed), None, device="cpu") for row in ROWS}
+            taken: dict[str, list[float]] = {row: [] for row in ROWS}
+            for _ in range(rounds):
+                for row, trainer in trainers.items():
+                    began = time.process_time()
+                    trainer.step()
+                    taken[row].append(time.process_time() - began)
+            write_atomically(path, {row: statistics.median(each[2:]) for row, each in taken.items()})
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
+
+
+def trained(recipe: Recipe, out: Path, updates: int, until: float) -> Trainer | None:
+    """The trainer after so many updates, from its newest checkpoint; None if time is up before."""
     trainer = Trainer(recipe, out, device="cpu")
     if found := checkpoints(out):
         trainer.load(found[-1])
-    saved = trainer.seconds
-    while trainer.seconds < seconds:
+    while trainer.update < updates:
         began = time.process_time()
         try:
             trainer.step()
@@ -87,9 +113,8 @@ def trained(recipe: Recipe, out: Path, seconds: float, until: float) -> Trainer 
             trainer.update += 1
         trainer.seconds += time.process_time() - began
         over = time.monotonic() > until
-        if over or trainer.seconds >= min(seconds, saved + 60):
+        if over or trainer.update % 500 == 0 or trainer.update == updates:
             trainer.save()
-            saved = trainer.seconds
         if over:
             return None
     return trainer
@@ -125,7 +150,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         best, got = min(sound.items(), key=lambda item: item[1]["fid"])
         lines.append(
             f"| {row['row']} | {got['fid']:.1f} | {1000 * got['kid']['mean']:.2f} ± {1000 * got['kid']['se']:.2f} "
-            f"| {best} | {row['updates']:,} | {1000 * row['seconds'] / row['updates']:.0f} |"
+            f"| {best} | {row['updates']:,} | {1000 * row['pace']:.0f} |"
         )
     for floor in [got for row in rows for got in row["samplers"].values() if "fid" in got][:1]:
         kid = 1000 * floor["kid_floor"]["mean"]
@@ -148,15 +173,18 @@ def main() -> None:
     until = time.monotonic() + 60 * args.minutes
     data = tuple(open_data(Part("mnist", {"data": str(args.data)}), split) for split in ("train", "test"))
     judge, done = features_for(*data), []
+    pace = paces(args.work, args.data, args.seed)
     for row, settings in ROWS.items():
         out = args.work / "".join(c if c.isalnum() else "-" for c in f"{row} {args.seconds:g} {args.seed}")
         verdict = out / f"judged-{args.samples}.json"
         wanted = not args.rows or row in args.rows
         if wanted and not verdict.exists() and time.monotonic() < until:
-            trainer = trained(recipe_of(row, args.data, args.seed), out, args.seconds, until)
+            recipe = recipe_of(row, args.data, args.seed)
+            trainer = trained(recipe, out, max(1, round(args.seconds / pace[row])), until)
             if trainer is None:
                 break
             got = {"row": row, "settings": [*BASE, *settings], "updates": trainer.update, "seconds": trainer.seconds}
+            got["pace"] = pace[row]
             got["parameters"] = sum(p.numel() for p in trainer.denoiser.net.parameters())
             got["samplers"] = judged(trainer, args.samples, judge, data)
             verdict.write_text(json.dumps(got, indent=1) + "\n", encoding="utf-8")
