@@ -80,7 +80,7 @@ def evaluate(
     measures, settings = measures_of(features, metric or (), settings or (), match)
     if nll and any(measures):
         raise BadArgument(
-            "eval --nll: got features, a metric or a match, which have no effect on likelihood; leave them out"
+            "eval --nll: got features, metric or match, which have no effect on likelihood; leave them out"
         )
     if not nll:
         bundle = jobs.with_plan(bundle, changes, settings)

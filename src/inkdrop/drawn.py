@@ -183,9 +183,12 @@ class Samples:
             drawn.append(shelf.get(_name("drawn", part), partial(self.draw, part, heard)))
         x = torch.cat([each["x"] for each in drawn])
         found = look(x, self.train, self.features)
-        texts = [text for part in parts for text in told_by(self.bundle, self.test, part).text or ()]
+        scores = {}
+        if self.match is not None:
+            texts = [text for part in parts for text in told_by(self.bundle, self.test, part).text or ()]
+            scores = {"match": self.match.score(x, texts)}
         return {
-            **({} if self.match is None else {"match": self.match.score(x, texts)}),
+            **scores,
             "features": found.features,
             "distance": found.near.distance,
             "row": torch.tensor(found.near.rows),

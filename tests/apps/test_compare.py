@@ -133,6 +133,12 @@ def test_the_cache_is_keyed_by_all_that_matters(runs: Path, monkeypatch: pytest.
     json.dumps(identity(bundle), allow_nan=False)
 
 
+def test_ranks_on_gpus_of_one_kind_share_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    assert drawn._kind(torch.device("cuda:0")) == drawn._kind(torch.device("cuda:1")) == "a GPU"
+    assert drawn._kind(torch.device("cpu")) == "cpu"
+
+
 def test_what_is_seen_is_of_the_seeds_samples(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Image by image those of `sample`, whatever the batch, and their nearest training images."""
     monkeypatch.setenv("INKDROP_CACHE", str(tmp_path))

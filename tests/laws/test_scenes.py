@@ -32,7 +32,8 @@ from inkdrop.data.captions import (
 )
 from inkdrop.data.scenes import AREAS, cover, shapes
 from inkdrop.errors import BadArgument, BadData, BadShape
-from inkdrop.evals.scenes import Verdict, find_things, judge, rates, wilson
+from inkdrop.evals.interval import wilson
+from inkdrop.evals.scenes import Verdict, find_things, judge, rates
 
 COUNT = 200
 

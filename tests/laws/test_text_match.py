@@ -14,8 +14,8 @@ from inkdrop.cli import main
 from inkdrop.data.arrays import Arrays
 from inkdrop.errors import BadArgument
 from inkdrop.eval_jobs import score_bundle
+from inkdrop.evals.interval import wilson
 from inkdrop.evals.matches import clip, scenes
-from inkdrop.evals.scenes import wilson
 from inkdrop.evals.text_match import Match, text_match
 from inkdrop.find import Part
 from inkdrop.measures import Measures

@@ -24,6 +24,7 @@ __all__ = [
     "parts_of",
     "resample",
     "t_quantile",
+    "wilson",
 ]
 
 
@@ -178,3 +179,23 @@ def resample(count: int, draws: int, seed: int) -> Tensor:
         raise BadShape(f"bootstrap: got {draws} draws of {count} images, need at least 1 of each")
     found = generator(seed, 4, 0).multinomial(count, np.full(count, 1 / count), size=draws)
     return torch.from_numpy(found.astype(np.float64))
+
+
+def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval of a share p = right/n: (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²))/(1 + z²/n).
+
+    Args:
+        right: 0 to n.
+        n: at least 1.
+        z: standard errors to either side; 1.96 for 95 %.
+
+    Raises:
+        BadArgument: counts outside their range.
+
+    Reference: Wilson 1927.
+    """
+    if not 0 <= right <= n or n < 1:
+        raise BadArgument(f"wilson: got {right} of {n}, need 0 to n of at least 1")
+    p, grow = right / n, 1 + z**2 / n
+    middle, wide = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return (middle - wide) / grow, (middle + wide) / grow

@@ -14,8 +14,9 @@ from inkdrop.core.check import check_range
 from inkdrop.data.captions import COLOURS, PLACES, RELATIONS, SHAPES, Scene, Thing, scene_of
 from inkdrop.data.scenes import AREAS, cover
 from inkdrop.errors import BadArgument, BadShape
+from inkdrop.evals.interval import wilson
 
-__all__ = ["Found", "Rate", "Verdict", "find_things", "judge", "rates", "wilson"]
+__all__ = ["Found", "Rate", "Verdict", "find_things", "judge", "rates"]
 
 _BORDER = math.sqrt(AREAS["small"][1] * AREAS["large"][0])
 """The area from which on a thing is large: the geometric mean of the greatest small and the least large one."""
@@ -209,23 +210,3 @@ def rates(verdicts: Sequence[Verdict]) -> dict[str, Rate]:
     told = {name: [v for one in verdicts if (v := getattr(one, name)) is not None] for name in Verdict._fields}
     told["right"] = [one.right for one in verdicts]
     return {name: Rate(sum(each), len(each), *wilson(sum(each), len(each))) for name, each in told.items() if each}
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share p = right/n: (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²))/(1 + z²/n).
-
-    Args:
-        right: 0 to n.
-        n: at least 1.
-        z: standard errors to either side; 1.96 for 95 %.
-
-    Raises:
-        BadArgument: counts outside their range.
-
-    Reference: Wilson 1927.
-    """
-    if not 0 <= right <= n or n < 1:
-        raise BadArgument(f"wilson: got {right} of {n}, need 0 to n of at least 1")
-    p, grow = right / n, 1 + z**2 / n
-    middle, wide = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return (middle - wide) / grow, (middle + wide) / grow

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from inkdrop.core.dataset import Data
 from inkdrop.errors import BadArgument
-from inkdrop.evals.interval import estimate
-from inkdrop.evals.scenes import wilson
+from inkdrop.evals.interval import estimate, wilson
 from inkdrop.evals.stream import chunk_rows, cut, subset
 
 __all__ = ["Match", "text_match"]

@@ -13,5 +13,4 @@ __all__ = ["dit_mnist"]
 
 def dit_mnist() -> Recipe:
     """28×28 MNIST digits by class with a DiT, at the computing time of `mnist`'s U-Net. Give --data."""
-    made = mnist()
-    return replace(made, net=Part("dit_mnist"), train=replace(made.train, lr=2e-3))
+    return replace(mnist(), net=Part("dit_mnist"))
