@@ -4,11 +4,12 @@
     python bench/lessons.py --data PATH --work lessons --row 3         one comparison
     python bench/lessons.py --data PATH --work lessons --report        write results and plots from what is there
 
-A net of at most 0.6 M parameters, --minutes of processor time a training (a busy machine changes nothing), one thread,
-N = 1,000 samples, scored by KID, FID, precision and recall (k = 5) and missing digits in the features of a classifier
-trained on MNIST; nothing is told to the models but pixels, except in row 6. Rows 1, 3 and 7 have three seeds and
-t-intervals over them. Every training, set of samples and figure is kept in --work: stopped at any time, the same
-command goes on, and a second process of it takes what the first has not begun.
+A net of at most 0.6 M parameters, one thread, and as many updates as --minutes of a processor afford: the pace of each
+kind of training is measured first, so that what else the machine does later changes nothing. N = 1,000 samples, scored
+by KID, FID, precision and recall (k = 5) and missing digits in the features of a classifier trained on MNIST; nothing
+is told to the models but pixels, except in row 6. Rows 1, 3 and 7 have three seeds and t-intervals over them. Every
+training, set of samples and figure is kept in --work: stopped at any time, the same command goes on, and a second
+process of it takes what the first has not begun.
 
 Writes bench/results/lessons.json and lessons.md, and docs/images/lessons-*.png.
 """
@@ -20,7 +21,6 @@ import fcntl
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -35,6 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from lesson_pages import write_pages
+from paces import paces
 from torch import Tensor
 
 import inkdrop
@@ -142,21 +143,27 @@ class Lessons:
         usual = ("train.batch=64", "train.lr=1e-3", "train.precision=auto") if self.mnist else ()
         return choose(made, settings=(*plain, *usual, f"train.seed={seed}", *model.settings))
 
-    def updates(self, model: Model) -> int:
-        """How many updates the processor time affords: measured once for each kind of training, the same for all."""
-        path = self.work / "pace.json"
-        with (self.work / "pace.lock").open("w") as lock:
+    def updates(self, kind: str) -> int:
+        """How many updates the processor time affords, for a kind of model or a baseline: measured once, for all."""
+        models = {model.kind: model for model in MODELS.values()}
+        makers = {
+            kind: lambda m=model: Trainer(self.recipe(m, 0), None, trust=True).step for kind, model in models.items()
+        }
+        known, path = paces(self.work / "pace.json", makers), self.work / "pace-baselines.json"
+        with (self.work / "pace-baselines.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-            if model.kind not in known:
-                trainer, taken = Trainer(self.recipe(model, 0), None, trust=True), []
-                for _ in range(10):
-                    began = time.process_time()
-                    trainer.step()
-                    taken.append(time.process_time() - began)
-                known[model.kind] = statistics.median(taken[2:])
-                write_atomically(path, known)
-        return max(10, round(60 * self.args.minutes / known[model.kind]))
+            if not path.exists():
+                found = {name: self.example(name, 0, self.work / "tried" / name, 100, 10) for name in BASELINES}
+                write_atomically(path, {name: facts["training"] / facts["updates"] for name, facts in found.items()})
+        return max(10, round(60 * self.args.minutes / (known | json.loads(path.read_text()))[kind]))
+
+    def example(self, name: str, seed: int, out: Path, updates: int, samples: int) -> Any:
+        """Run an example, and give what it says of itself."""
+        command = [sys.executable, str(HERE.parent / "examples" / f"{name}.py"), "--out", str(out)]
+        command += ["--steps", str(updates), "--minutes", "1000000", "--seed", str(seed), "--samples", str(samples)]
+        command += [*(["--data", self.data] if self.mnist else []), *(["--looks", "5"] if name == "gan" else [])]
+        subprocess.run(command, check=True)
+        return json.loads((out / f"{name}.json").read_text())
 
     def trained(self, name: str, seed: int = 0) -> Path | None:
         """The run folder, trained to its end; None if another process is at it."""
@@ -167,7 +174,7 @@ class Lessons:
         with held(self.work / "locks" / f"{name}-{seed}") as mine:
             if not mine or done.exists():
                 return run if mine else None
-            steps = self.updates(model)
+            steps = self.updates(model.kind)
             made = self.recipe(model, seed)
             every = {"warmup": min(200, steps // 5), "save_every": max(1, steps // 4), "preview_every": steps}
             made = replace(made, train=replace(made.train, steps=steps, **every))
@@ -190,10 +197,7 @@ class Lessons:
                 return None
             if not (out / f"{name}.json").exists():
                 say(f"training {name}, seed {seed}")
-                command = [sys.executable, str(HERE.parent / "examples" / f"{name}.py"), "--out", str(out)]
-                command += ["--minutes", str(self.args.minutes), "--steps", "1000000", "--seed", str(seed)]
-                command += ["--samples", str(self.n), *(["--data", self.data] if self.mnist else [])]
-                subprocess.run([*command, *(["--looks", "5"] if name == "gan" else [])], check=True)
+                self.example(name, seed, out, self.updates(name), self.n)
         return out
 
     # ---- samples and figures -------------------------------------------------------------------------------------
@@ -388,7 +392,8 @@ def results(do: Lessons) -> dict[str, Any]:
     about |= {"machine": platform.machine(), "threads": 1, "minutes": do.args.minutes, "samples": do.n}
     about |= {"data": "MNIST" if do.mnist else "embedded digits"}
     about |= {"judge": {"hash": do.judge.hash, "accuracy": do.judge.accuracy}, "real": do.floor()}
-    pace = json.loads((do.work / "pace.json").read_text()) if (do.work / "pace.json").exists() else {}
+    files = [file for name in ("pace", "pace-baselines") if (file := do.work / f"{name}.json").exists()]
+    pace = {name: seconds for file in files for name, seconds in json.loads(file.read_text()).items()}
     command = f"python bench/lessons.py --data PATH --work lessons --minutes {do.args.minutes:g} --samples {do.n}"
     rows = {
         str(number): [{"setting": s, "seed": seed, **found} for s, seed, found in ROWS[number](do) if found is not None]

@@ -17,11 +17,9 @@ seed a row: small differences say little.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import platform
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from paces import paces
 
 import inkdrop
 from inkdrop.bundle import checkpoints
@@ -41,7 +40,6 @@ from inkdrop.recipe import Recipe, open_data, set_knobs
 from inkdrop.recipes.mnist import mnist
 from inkdrop.train.guard import NotFinite
 from inkdrop.train.loop import choose
-from inkdrop.train.record import write_atomically
 from inkdrop.train.trainer import Trainer
 
 EDM = ("schedule=edm", "clock=lam", "scale=edm")
@@ -75,29 +73,6 @@ SAMPLERS = {"dpmpp_2m": 50, "heun": 25}  # and its steps: 50 and 49 asks
 
 def recipe_of(row: str, data: Path, seed: int) -> Recipe:
     return set_knobs(choose(mnist(), data=data), [*BASE, f"train.seed={seed}", *ROWS[row]])
-
-
-def paces(work: Path, data: Path, seed: int, rounds: int = 8) -> dict[str, float]:
-    """Seconds of the processor that an update of each row takes: medians over rounds in which all have their turn.
-
-    Measured once and kept: what else the machine does slows all rows alike, so that the time of one update over that of
-    another is their own. A second process waits for the first.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / f"paces-{seed}.json"
-    with (work / "paces.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            trainers = {row: Trainer(recipe_of(row, data, seed), None, device="cpu") for row in ROWS}
-            taken: dict[str, list[float]] = {row: [] for row in ROWS}
-            for _ in range(rounds):
-                for row, trainer in trainers.items():
-                    began = time.process_time()
-                    trainer.step()
-                    taken[row].append(time.process_time() - began)
-            write_atomically(path, {row: statistics.median(each[2:]) for row, each in taken.items()})
-    found: dict[str, float] = json.loads(path.read_text())
-    return found
 
 
 def trained(recipe: Recipe, out: Path, updates: int, until: float) -> Trainer | None:
@@ -173,7 +148,10 @@ def main() -> None:
     until = time.monotonic() + 60 * args.minutes
     data = tuple(open_data(Part("mnist", {"data": str(args.data)}), split) for split in ("train", "test"))
     judge, done = features_for(*data), []
-    pace = paces(args.work, args.data, args.seed)
+    makers = {
+        row: lambda row=row: Trainer(recipe_of(row, args.data, args.seed), None, device="cpu").step for row in ROWS
+    }
+    pace = paces(args.work / f"paces-{args.seed}.json", makers)
     for row, settings in ROWS.items():
         out = args.work / "".join(c if c.isalnum() else "-" for c in f"{row} {args.seconds:g} {args.seed}")
         verdict = out / f"judged-{args.samples}.json"
