@@ -75,17 +75,20 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
 
 
 def gaps(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
-    """For settings of several seeds, by how much the first differs from each other one: Welch's interval over seeds."""
+    """By how much settings of several seeds differ, those of as many steps: Welch's interval over seeds."""
     many = {name: own for name, own in settings_of(rows).items() if len(own) > 1 and " at " not in name}
     for index, (name, own) in enumerate(many.items()):
         for other, theirs in list(many.items())[index + 1 :]:
+            steps = {setting.partition(", ")[2] for setting in (name, other)} - {""}
+            if len(steps) > 1:
+                continue
             found = difference_of_means([1000 * r["kid"] for r in own], [1000 * r["kid"] for r in theirs])
             clear = "clear" if found.low > 0 or found.high < 0 else "not clear"
             yield f"| {name} − {other} | {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] | {clear} |"
 
 
-def write_pages(record: dict[str, Any], work: Path, path: Path, images: Path) -> None:
-    """Write lessons.md, and a plot for each row that is there."""
+def write_pages(record: dict[str, Any], work: Path, path: Path, images: Path, page: Path | None = None) -> None:
+    """Write lessons.md, a plot for each row that is there, and the tables on a page of the documents."""
     real = record["real"]
     lines = [
         "# Lessons, measured",
@@ -103,14 +106,25 @@ def write_pages(record: dict[str, Any], work: Path, path: Path, images: Path) ->
     ]
     images.mkdir(parents=True, exist_ok=True)
     for number, rows in ((int(key), rows) for key, rows in record["rows"].items() if rows):
-        lines += ["", f"## {number}. {TITLES[number]}", ""]
-        lines += [f"Shared trainings: {SHARED[number]}.", ""] if number in SHARED else []
-        lines += list(table(rows))
+        own = [f"Shared trainings: {SHARED[number]}.", ""] if number in SHARED else []
+        own += list(table(rows))
         if found := list(gaps(rows)):
-            lines += ["", "| difference of KID × 1000, over seeds | | |", "| --- | --- | --- |", *found]
+            own += ["", "| difference of KID × 1000, over seeds | | |", "| --- | --- | --- |", *found]
         draw(number, rows, real, images / f"lessons-{number}.png")
         grid(rows, work, images / f"lessons-{number}-samples.png")
+        lines += ["", f"## {number}. {TITLES[number]}", "", *own]
+        if page is not None:
+            fill(page, number, [*own, "", f"![{TITLES[number]}](../images/lessons-{number}.png)"])
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def fill(page: Path, number: int, lines: Sequence[str]) -> None:
+    """Put a row's lines between its two marks on a page of the documents, which has what is said about it."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- lessons {number} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (mark and end):
+        raise ValueError(f"{page}: no place for row {number} between '<!-- lessons {number} -->' and '<!-- end -->'")
+    page.write_text(before + mark + "\n".join(["", *lines, ""]) + "\n" + end + after, encoding="utf-8")
 
 
 def grid(rows: Sequence[dict[str, Any]], work: Path, path: Path) -> None:

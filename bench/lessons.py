@@ -425,6 +425,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write results and plots of what is there")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--images", type=Path, default=HERE.parent / "docs" / "images")
+    parser.add_argument("--page", type=Path, help="the page of the documents whose tables are written: comparisons.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     do = Lessons(args)
@@ -446,7 +447,7 @@ def main() -> None:
     record = results(do)
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out / "lessons.json", record)
-    write_pages(record, do.work, args.out / "lessons.md", args.images)
+    write_pages(record, do.work, args.out / "lessons.md", args.images, args.page)
     say(f"written: {args.out / 'lessons.md'}")
 
 
