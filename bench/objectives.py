@@ -2,7 +2,7 @@
 
     python bench/objectives.py --data PATH --work runs/objectives --seconds 180 --minutes 120
 
-Each row trains a U-Net of 0.6 M weights for so many seconds of one thread's processor time (AdamW at a constant rate,
+Each row trains a U-Net of 0.5 M weights for so many seconds of one thread's processor time (AdamW at a constant rate,
 EMA 0.998, batch 64, bfloat16 where the processor has it): the time of an update is measured first, of all rows in
 turn, and from it follows how many updates each has, so that what else the machine does makes no difference. Then it
 draws 1,000 digits, as many of each class, by each of two deterministic samplers at about 50 asks, from the same

@@ -16,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 from inkdrop.core import clock, scale
+from inkdrop.core.cond import Cond
 from inkdrop.core.noise import Draw, normal
 from inkdrop.data.augment import affine, crop, flip
 from inkdrop.denoiser import Denoiser
@@ -630,6 +631,44 @@ def test_rectified_flow_learns_from_the_paired_noise() -> None:
     assert_close(got, rows(y - (eps[row] - X0)), rtol=1e-6, atol=1e-9)
     with pytest.raises(BadArgument, match="loss pairing: got 'closest', need independent or optimal"):
         simple(net, X0, None, DRAW, pairing="closest")  # type: ignore[arg-type]
+
+
+def test_pairing_keeps_noise_to_the_class_that_is_told() -> None:
+    """Within each class, null being one, the best of all permutations: each class meets the noise it would anyway."""
+    x0, eps = normals(9, 2, 3, seed=1), normals(9, 2, 3, seed=2)
+    cond = Cond(label=torch.tensor([4, 1, 4, 1, 4, 1, 4, 1, 4])).null(torch.arange(9) >= 6)
+    row = optimal(x0, eps, cond)
+    for own in ([0, 2, 4], [1, 3, 5], [6, 7, 8]):
+        cost = {p: float((x0[own] - eps[list(p)]).square().sum()) for p in itertools.permutations(own)}
+        assert tuple(row[own].tolist()) == min(cost, key=lambda p: cost[p])
+    assert not torch.equal(row, optimal(x0, eps))
+    assert torch.equal(optimal(x0, eps, Cond()), optimal(x0, eps))
+
+
+def test_a_class_meets_all_noise_in_a_conditional_flow() -> None:
+    """Two classes at ±3: paired across them a class would hear noise of mean ±0.8, and sampling starts elsewhere."""
+    label = torch.arange(400) % 2
+    x0, eps = 6.0 * label[:, None].double() - 3, normals(400, 1, seed=3)
+    across, within = (eps[optimal(x0, eps, cond)][label == 1].mean() for cond in (None, Cond(label=label)))
+    assert across > 0.6
+    assert_close(within, eps[label == 1].mean())
+
+
+def test_rectified_flow_of_classes_learns_from_the_noise_of_its_class() -> None:
+    cond = Cond(label=torch.arange(ROWS) % 2)
+    eps, _ = noises(DRAW, X0)
+    row, net = optimal(X0, eps, cond), odd("flow", "flow", clock=lambda level: clock.time(level, scale=1.0))
+    t = column(1e-3 + U * (1 - 1e-3))
+    y = Odd()((1 - t) * X0 + t * eps[row], t.flatten().float(), None)
+    got = simple(net, X0, cond, DRAW, pairing="optimal")["loss"]
+    assert_close(got, rows(y - (eps[row] - X0)), rtol=1e-6, atol=1e-9)
+    assert not torch.equal(row, optimal(X0, eps))
+
+
+@pytest.mark.parametrize("told", [{"vec": normals(ROWS, 1)}, {"augmentation": normals(ROWS, 4)}])
+def test_what_is_not_a_class_cannot_be_paired(told: dict[str, Tensor]) -> None:
+    with pytest.raises(BadArgument, match=f"rows are told {next(iter(told))}, but only those told the same"):
+        simple(odd("flow", "flow"), X0, Cond(**told), DRAW, pairing="optimal")
 
 
 # ---- augmentation: what was done is told ---------------------------------------------------------------------------

@@ -54,8 +54,9 @@ def simple(
         weight_knobs: the knobs of that weight.
         times: at which levels, by name.
         times_knobs: the knobs of those times.
-        pairing: "optimal" gives each row the noise of the batch that optimal transport assigns to it, so that the paths
-            of the flow are straighter: see `losses.pairing`. It needs scipy.
+        pairing: "optimal" gives each row the noise that optimal transport assigns to it among the rows of the batch
+            that are told the same class, so that the paths of the flow are straighter: see `losses.pairing`. It needs
+            scipy.
         offset: the deviation of a noise that is one number a channel, added to eps, ≥ 0; 0.1 lets a model learn the
             mean brightness of pictures (Guttenberg 2023).
         perturb: gamma, the deviation of a noise that is added to eps in the net's input but not in its target, ≥ 0;
@@ -66,7 +67,8 @@ def simple(
 
     Raises:
         UnknownName: no such weight or times.
-        BadArgument: knobs for uniform, which has none; a net with learned variance, which this loss cannot train.
+        BadArgument: knobs for uniform, which has none; a net with learned variance, which this loss cannot train;
+            optimal pairing where more is told than a class.
     """
     if pairing not in ("independent", "optimal"):
         raise BadArgument(f"loss pairing: got {pairing!r}, need independent or optimal")
@@ -74,7 +76,7 @@ def simple(
     level = schedule(_chosen("times", times, times_knobs, uniform)(u, schedule))
     eps, heard = noises(draw, x0, offset=offset, perturb=perturb)
     if pairing == "optimal":
-        row = optimal(x0, eps)
+        row = optimal(x0, eps, cond)
         eps, heard = eps[row], heard[row]
     y, variance = denoiser.predict(Ask(diffuse(x0, heard, level), level, cond))
     if variance is not None:
