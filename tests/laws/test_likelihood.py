@@ -124,6 +124,20 @@ def test_every_term_is_the_papers(
     assert_close(got, written_out(answers, x0, TABLE, variance, levels, 4), rtol=1e-7, atol=1e-10)
 
 
+def test_a_clipped_chain_is_that_of_clipped_answers_and_never_worse() -> None:
+    """Every term but the error of eps, which stays the net's own; data lie in [-1, 1], so clipping can only help."""
+    data = DISCRETE[:30]
+    wild = lambda ask: (own := Dataset(data)(ask))._replace(x0=2 * own.x0 + 0.3)  # noqa: E731
+    tame = lambda ask: (own := wild(ask))._replace(x0=own.x0.clamp(-1, 1))  # noqa: E731
+    grid = grid_of(TABLE, 60, "trailing")
+    got, bare = (bound(wild, data, grid, levels=17, clip=clip, seed=4) for clip in (True, False))
+    want = written_out(tame, data, TABLE, "beta", 17, 4)
+    assert_close(got._replace(eps_mse=want.eps_mse), want, rtol=1e-7, atol=1e-10)
+    assert_close(got.eps_mse, bare.eps_mse)
+    assert bool((got.total <= bare.total + 1e-12).all())
+    assert bare.total.mean() > 1.5 * got.total.mean()
+
+
 def test_a_dataset_knows_its_own_images_and_not_others() -> None:
     """Of its 30 images the ideal denoiser must learn which it is, log2 30 bits in all; of others it is sure and wrong.
 
@@ -483,6 +497,19 @@ def test_likelihood_reports_both_for_each_image() -> None:
     assert got["flow"]["se_of_draws"] == pytest.approx(math.sqrt((se**2).sum()) / 7)
     assert (got["bound"]["asks"], got["flow"]["asks"], got["flow"]["derivatives"]) == (20, 4 * 4 * 11, 3)
     assert (got["n"], got["dim"], got["levels"], got["uniform"]) == (7, 3, 256, 8.0)
+
+
+def test_likelihood_clips_the_chain_where_told() -> None:
+    schedule, far = schedule_of("vp"), Gaussian(torch.full((3,), 3.0, dtype=torch.float64), 0.4)
+    denoiser, data = ideal(far, schedule), arrays()
+    clipped, bare = (
+        likelihood(denoiser, data, range(4), Settings(steps=6, flow_steps=2, draws=1, clip=clip))
+        for clip in (True, False)
+    )
+    chain = bound(denoiser, data.take(range(4))[0], grid_of(schedule, 6, "trailing"), levels=256, clip=True)
+    assert_close(torch.tensor(clipped["images"]["bound"], dtype=torch.float64), chain.total, rtol=1e-6, atol=1e-6)
+    assert clipped["bound"]["bits"] < bare["bound"]["bits"]
+    assert clipped["images"]["flow"] == bare["images"]["flow"]
 
 
 def test_an_images_figures_do_not_depend_on_the_others() -> None:

@@ -45,7 +45,7 @@ class Bound(NamedTuple):
         steps: (n − 1, B), the L_t of every step into a noisy level, in the order of the grid, each ≥ 0.
         decoder: (B,), −log2 p(x0 | x_1) of the last step, into clean; ≥ 0 for discrete data.
         x0_mse: (n, B), the mean over dimensions of (x0 − expected x0)² at every level asked about.
-        eps_mse: (n, B), the same of eps; (alpha/sigma)² times x0_mse.
+        eps_mse: (n, B), the same of eps; (alpha/sigma)² times x0_mse, where x0 was not clipped.
     """
 
     prior: Tensor
@@ -68,6 +68,7 @@ def bound(
     *,
     levels: int | None,
     variance: Choice = "beta",
+    clip: bool = False,
     cond: Cond | None = None,
     seed: int = 0,
     images: Sequence[int] | None = None,
@@ -78,12 +79,14 @@ def bound(
     Cost: one ask a step, n in all.
 
     Args:
-        denoiser: answers for the bare model: no guidance and no clipping, which belong to sampling.
+        denoiser: answers for the bare model: no guidance, which belongs to sampling.
         x0: clean data (B, C, *S) in [-1, 1]; float32 for nets.
         grid: of n steps, ending clean.
         levels: how many equally spaced values a channel takes, ≥ 2; None for continuous data, whose bound is on the
             density and can be negative.
         variance: of the chain's steps: beta, beta-tilde, or learned, by the net's fraction between their logarithms.
+        clip: bring the net's x0 into [-1, 1] first, where the data lie: the bound of the chain that samples so, and how
+            bits a dimension are published (Nichol & Dhariwal 2021, their code). Never worse with a fixed variance.
         cond: what the net is told besides, one row an image.
         seed: of the noise, in [0, 2^64).
         images: key of each row's noise; 0 to B − 1 by default.
@@ -100,7 +103,8 @@ def bound(
     for i, (now, nxt) in enumerate(pairwise(grid)):
         eps = normal(x0.shape, seed, keys, i).to(x0.device, x0.dtype)
         belief = denoiser(Ask(diffuse(x0, eps, now), now, cond))
-        expected, var = belief.x0.double(), step_variance(grid[i - 1], now, nxt, variance, belief.var_frac)
+        expected = (belief.x0.clamp(-1, 1) if clip else belief.x0).double()
+        var = step_variance(grid[i - 1], now, nxt, variance, belief.var_frac)
         bits = _rows(step_bits(exact, expected, var, now, nxt, levels))
         if nxt.clean:
             decoder = bits

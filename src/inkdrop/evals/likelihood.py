@@ -46,6 +46,7 @@ class Settings:
         steps: of the chain, ≥ 2; T by default, which is the bound of the whole model.
         grid: the spacing of the chain's levels, a name of the room grids.
         variance: of the chain's steps, as in `bound`.
+        clip: x0 to the data's range in the chain, as in `bound`.
         flow_steps: noisy levels that the flow visits, ≥ 2, equally spaced in √t from t = 1 down to `start`.
         start: time of the level whose density is taken, in [1/T, 1); 1/T by default.
         method: of integration, as in `nll`.
@@ -58,6 +59,7 @@ class Settings:
     steps: int | None = None
     grid: str = "trailing"
     variance: Choice = "beta"
+    clip: bool = False
     flow_steps: int = 50
     start: float | None = None
     method: Method = "rk4"
@@ -98,8 +100,8 @@ def likelihood(
     """Two upper bounds on −log2 P(x)/D of discrete data: the chain's (`bound`) and the flow's (`nll`).
 
     The first is of the ancestral chain on a grid. The second is of the flow's density at the starting level, of data
-    dequantised uniformly, plus −log2 of a bin's width. Both are of the bare model, told each sample's own condition:
-    guidance and clipping belong to sampling. What is random is keyed by (seed, row of the data set).
+    dequantised uniformly, plus −log2 of a bin's width. Both are of the bare model, told each sample's own condition,
+    but that the chain may clip: guidance belongs to sampling. What is random is keyed by (seed, row of the data set).
 
     Cost: `steps` asks an image for the chain; draws · 4 · (flow_steps − 1) for the flow (2 with heun), each with as
     many derivatives as there are probes.
@@ -161,7 +163,8 @@ class _Work:
         self.asks = (len(self.chain) - 1, settings.draws * asks_of(self.flow, settings.method))
         self._device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
         self._seed = seed
-        self._bound = partial(bound, denoiser, levels=data.levels, variance=settings.variance, seed=seed)
+        chain = {"levels": data.levels, "variance": settings.variance, "clip": settings.clip, "seed": seed}
+        self._bound = partial(bound, denoiser, **chain)
         trace, probes, method = settings.trace, settings.probes, settings.method
         self._nll = partial(nll, denoiser, trace=trace, probes=probes, method=method, seed=seed)
 
