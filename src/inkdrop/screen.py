@@ -267,11 +267,14 @@ def print_likelihood(figures: dict[str, Any]) -> None:
     table.add_row(f"all {figures['levels']} values alike", f"{figures['uniform']:.4f}")
     _print(table)
     _print(f"{figures['n']:,} of {figures['data']['n']:,} held-out images of {figures['dim']:,} dimensions")
-    _print(f"chain: {chain['asks']:,} asks an image, grid {how['grid']}, variance {how['variance']}")
+    clip = ", x0 clipped" if how["clip"] else ""
+    _print(f"chain: {chain['asks']:,} asks an image, grid {how['grid']}, variance {how['variance']}{clip}")
     start, trace = flow["start"], f"{flow['derivatives']} derivative(s) each ({how['trace']})"
     _print(f"flow: {flow['asks']:,} asks an image, {trace}, {how['draws']} draw(s) of uniform dequantisation")
     _print(f"      the density at t = {start['t']:.4g}, sigma = {start['sigma']:.3g}")
-    _print("both are upper bounds, of the bare conditional model: own classes, no guidance, no clipping")
+    _print("both are upper bounds, of the bare conditional model: own classes, no guidance")
+    if chain["bits"] > figures["uniform"] and not how["clip"]:
+        _print("note: the bound is above all values alike; --set nll.clip=true clips x0 in the chain, as papers do")
 
 
 def print_card(folder: Path, record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,8 +91,22 @@ def test_the_figures_are_those_of_the_bare_conditional_model(inkdrop, runs):
     assert "all 17 values alike  4.0875" in out
     assert "4 asks an image, grid linspace" in out
     assert "24 asks an image, 1 derivative(s) each (rademacher), 3 draw(s)" in out
-    assert "no guidance, no clipping" in out
+    assert "of the bare conditional model: own classes, no guidance" in out
+    assert "x0 clipped" not in out
     assert "held-out images, 4 asks each of the chain and 24 of the flow: about " in err
+
+
+def test_a_bound_worse_than_no_model_says_what_to_try(inkdrop, runs):
+    """Ten asks of a net of random weights on cosine, whose first step divides its error by alpha, unless it clips."""
+    how = ("digits", "--nll", "-n", 5, "--seed", 7, "--steps", 10, "--set", "nll.flow_steps=2", "--out", "nll.json")
+    note, said = "note: the bound is above all values alike; --set nll.clip=true", []
+    for more in ((), ("--set", "nll.clip=true")):
+        code, out, err = inkdrop(*how, *more)
+        assert code == 0, err
+        said.append((json.loads((runs / "nll.json").read_text())["bound"]["bits"], note in out, "x0 clipped" in out))
+    (bare, *first), (clipped, *second) = said
+    assert bare > max(clipped, math.log2(17))
+    assert (first, second) == ([True, False], [False, True])
 
 
 def test_by_default_it_is_64_images_and_the_whole_chain(inkdrop, runs, monkeypatch):
