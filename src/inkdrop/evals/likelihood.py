@@ -163,8 +163,8 @@ class _Work:
         self.asks = (len(self.chain) - 1, settings.draws * asks_of(self.flow, settings.method))
         self._device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
         self._seed = seed
-        chain = {"levels": data.levels, "variance": settings.variance, "clip": settings.clip, "seed": seed}
-        self._bound = partial(bound, denoiser, **chain)
+        levels, variance, clip = data.levels, settings.variance, settings.clip
+        self._bound = partial(bound, denoiser, levels=levels, variance=variance, clip=clip, seed=seed)
         trace, probes, method = settings.trace, settings.probes, settings.method
         self._nll = partial(nll, denoiser, trace=trace, probes=probes, method=method, seed=seed)
 
