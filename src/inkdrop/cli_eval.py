@@ -79,20 +79,18 @@ def evaluate(
     changes |= {"guide": guide or None, "combine": combine, "noise": noise}
     measures, settings = measures_of(features, metric or (), settings or (), match)
     if nll and any(measures):
-        raise BadArgument(
-            "eval --nll: got features, metric or match, which have no effect on likelihood; leave them out"
-        )
+        raise BadArgument("eval --nll: features, metric and match have no effect on likelihood; leave them out")
     if not nll:
         bundle = jobs.with_plan(bundle, changes, settings)
     used = bundle.recipe.train.seed if seed is None else seed
     if out is not None:
         refuse_file(out)
+    count = n if n is not None else 64 if nll else 1000
     with Screen() as screen:
         if nll:
-            count = 64 if n is None else n
             figures = eval_jobs.likelihood_of(bundle, count, used, data, changes, settings, screen)
         else:
-            figures = eval_jobs.score_bundle(bundle, 1000 if n is None else n, used, data, screen, measures)
+            figures = eval_jobs.score_bundle(bundle, count, used, data, screen, measures)
     if as_json:
         typer.echo(json.dumps(figures, allow_nan=False))
     else:
