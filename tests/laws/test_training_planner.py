@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from inkdrop.find import Part
 from inkdrop.recipe import Recipe, dump
 from inkdrop.settings import Train
-from inkdrop.train.dry import dry_run
+from inkdrop.train.dry import dry_run, peak_memory
 from inkdrop.train.resident import process_memory
 from inkdrop.train.trainer import Trainer
 from runs import digits, points
@@ -34,6 +35,7 @@ def measured(recipe: Recipe) -> int:
     tensors = [*trainer.denoiser.net.state_dict().values(), *trainer.ema.net.state_dict().values()]
     tensors += [value for entry in trainer.optimiser.state_dict()["state"].values() for value in entry.values()]
     trainer.optimiser.zero_grad(set_to_none=True)
+    gc.collect()  # what other tests left in cycles
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         trainer.step()
     events = seen.profiler.kineto_results.events()
@@ -106,6 +108,22 @@ def test_a_dry_run_says_nothing_of_its_own_and_changes_nothing():
         [sys.executable, "-c", code], env={**env, "PYTHONPATH": paths}, capture_output=True, text=True
     )
     assert (done.stdout, done.stderr, done.returncode) == ("8\n", "", 0)
+
+
+def test_garbage_that_is_collected_meanwhile_is_not_counted(monkeypatch):
+    trainer = Trainer(digits(batch=32), None)
+    told, losses = peak_memory(trainer), trainer.losses
+
+    def collecting(*args):
+        gc.collect()
+        return losses(*args)
+
+    monkeypatch.setattr(trainer, "losses", collecting)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True):  # it sees only those go that it saw come
+        cycle = [torch.zeros(10**6)]
+    cycle.append(cycle)
+    del cycle
+    assert peak_memory(trainer) == told
 
 
 def test_the_fixed_part_is_twenty_bytes_a_parameter():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from itertools import accumulate
 from typing import Any
@@ -124,6 +125,7 @@ def _trace(trainer: Trainer, count: int, with_gradients: bool) -> list[int]:
         before = torch.cuda.memory_allocated(trainer.device)
         run()
         return [torch.cuda.max_memory_allocated(trainer.device) - before]
+    gc.collect()  # tensors in cycles would be set free within the pass, and be missing from it
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr that it begins, and that it ends
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
