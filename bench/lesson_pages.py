@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ SHARED = {
     10: "told the time: row 1's cosine model, seed 0",
     11: "three levels: row 1's cosine model, seed 0",
 }
-COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b")
+COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2aa198", "#d6589f", "#5c5c5c")
 
 
 def settings_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -67,7 +66,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
     yield f"|{' --- |' * len(heads)}"
     for setting, own in settings_of(rows).items():
         missing = sum(len(row["missing"]) for row in own)
-        cells = [setting, str(len(own)), cell(own, "kid", 1000), cell(own, "fid"), cell(own, "precision")]
+        cells = [setting, str(len(own)), cell(own, "kid", 1000, 0), cell(own, "fid"), cell(own, "precision")]
         cells += [cell(own, "recall"), str(missing), cell(own, "deviation", digits=3)]
         cells += [str(own[0].get("asks", "–")), f"{own[0]['sampling']:.3g} s" if "sampling" in own[0] else "–"]
         cells += [f"{own[0]['bits']['bits']:.3f} ± {1.96 * own[0]['bits']['se']:.3f}"] if bits else []
@@ -84,7 +83,7 @@ def gaps(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
                 continue
             found = difference_of_means([1000 * r["kid"] for r in own], [1000 * r["kid"] for r in theirs])
             clear = "clear" if found.low > 0 or found.high < 0 else "not clear"
-            yield f"| {name} − {other} | {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] | {clear} |"
+            yield f"| {name} − {other} | {found.value:.0f} [{found.low:.0f}, {found.high:.0f}] | {clear} |"
 
 
 def write_pages(record: dict[str, Any], work: Path, path: Path, images: Path, page: Path | None = None) -> None:
@@ -111,10 +110,12 @@ def write_pages(record: dict[str, Any], work: Path, path: Path, images: Path, pa
         if found := list(gaps(rows)):
             own += ["", "| difference of KID × 1000, over seeds | | |", "| --- | --- | --- |", *found]
         draw(number, rows, real, images / f"lessons-{number}.png")
-        grid(rows, work, images / f"lessons-{number}-samples.png")
+        shown = grid(rows, work, images / f"lessons-{number}-samples.png")
         lines += ["", f"## {number}. {TITLES[number]}", "", *own]
         if page is not None:
-            fill(page, number, [*own, "", f"![{TITLES[number]}](../images/lessons-{number}.png)"])
+            seen = f"![Ten samples of each line of the table, in its order](../images/lessons-{number}-samples.png)"
+            plots = [f"![{TITLES[number]}](../images/lessons-{number}.png)", *(["", seen] if shown else [])]
+            fill(page, number, [*own, "", *plots])
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -127,52 +128,58 @@ def fill(page: Path, number: int, lines: Sequence[str]) -> None:
     page.write_text(before + mark + "\n".join(["", *lines, ""]) + "\n" + end + after, encoding="utf-8")
 
 
-def grid(rows: Sequence[dict[str, Any]], work: Path, path: Path) -> None:
-    """Ten samples of each setting's first seed, a row a setting."""
+def grid(rows: Sequence[dict[str, Any]], work: Path, path: Path) -> bool:
+    """Ten samples of each setting's first seed, a row a setting, if all are there."""
     seen, shown = set[str](), []
     for row in rows:
         file = work / "figures" / f"{row['key']}.npy"
         if row["setting"] not in seen and file.exists() and " at " not in row["setting"]:
             seen.add(row["setting"])
             shown.append(torch.from_numpy(np.load(file, allow_pickle=False))[:10])
-    if shown and all(len(x) == 10 for x in shown):
-        picture.save_grid(torch.cat(shown), path, columns=10, scale=2)
+    if not shown or any(len(x) < 10 for x in shown):
+        return False
+    picture.save_grid(torch.cat(shown), path, columns=10, scale=2)
+    return True
 
 
 def draw(number: int, rows: Sequence[dict[str, Any]], real: dict[str, Any], path: Path) -> None:
-    """KID by setting with its interval; in row 6 fidelity against diversity; in row 7 quality, diversity and time."""
+    """KID by setting with its interval; fidelity against diversity, in row 6 along the scale, in row 7 with time."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
     by_setting = {name: own for name, own in settings_of(rows).items() if " at " not in name}
-    for place, own in enumerate(by_setting.values()):
-        values = [1000 * row["kid"] for row in own]
-        reach = mean_of(values).high - mean_of(values).value if len(own) > 1 else 1960 * own[0]["kid_se"]
-        mean = sum(values) / len(values)
-        left.errorbar([mean], [-place], xerr=[reach], fmt="o", color=COLOURS[place % len(COLOURS)], capsize=3)
+    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.3 * len(by_setting))), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, (name, own) in enumerate(by_setting.items()):
+        colour, values = COLOURS[place % len(COLOURS)], [1000 * row["kid"] for row in own]
+        mean = mean_of(values) if len(own) > 1 else None
+        middle, reach = (mean.value, mean.high - mean.value) if mean else (values[0], 1960 * own[0]["kid_se"])
+        left.errorbar([middle], [-place], xerr=[reach], fmt="o", color=colour, capsize=3)
         left.plot(values, [-place] * len(values), "|", color="#444444")
+        x, y = ([row[key] for row in own] for key in ("recall", "precision"))
+        right.scatter(x, y, s=40, color=colour, alpha=0.8)
+        if number == 7:
+            note = f"{name}: {1000 * own[0]['sampling'] / own[0]['n']:.3g} ms a sample"
+            right.annotate(note, (min(x), y[x.index(min(x))]), (0, 8), textcoords="offset points", fontsize=7)
+        elif number == 6:
+            right.annotate(name, (x[0], y[0]), (6, 4), textcoords="offset points", fontsize=7)
     left.axvline(1000 * real["kid"], color="#444444", linestyle=":", label="training images")
     left.set_yticks([-i for i in range(len(by_setting))], list(by_setting), fontsize=8)
+    for place, text in enumerate(left.get_yticklabels()):
+        text.set_color(COLOURS[place % len(COLOURS)])
+    left.set_ylim(0.5 - len(by_setting), 0.5)
     left.set_xlabel("KID × 1000, lower is better")
     if min(1000 * r["kid"] for r in rows) > 0 and max(r["kid"] for r in rows) > 30 * min(r["kid"] for r in rows):
         left.set_xscale("log")
-    left.legend(frameon=False, fontsize=8)
-    for place, (name, own) in enumerate(by_setting.items()):
-        x = [row["recall"] for row in own]
-        y = [row["precision"] for row in own]
-        time = own[0].get("sampling")
-        size = 40 if number != 7 or not time else 30 + 25 * max(0.0, math.log10(1000 * time / own[0]["n"]) + 2)
-        right.scatter(x, y, s=size, color=COLOURS[place % len(COLOURS)], alpha=0.8)
-        note = name if number != 7 or not time else f"{name}: {1000 * time / own[0]['n']:.3g} ms"
-        right.annotate(note, (x[0], y[0]), (6, 4), textcoords="offset points", fontsize=7)
+    if number == 6:
+        line = [own[0] for own in by_setting.values()]
+        right.plot([row["recall"] for row in line], [row["precision"] for row in line], color="#888888", linewidth=0.8)
     right.plot([real["recall"]], [real["precision"]], "*", markersize=12, color="#444444")
     where = (real["recall"], real["precision"])
     right.annotate("training images", where, (-30, -14), textcoords="offset points", fontsize=7)
-    title = "recall: diversity" + ("; area and text: time a sample" if number == 7 else "")
-    right.set(xlabel=title, ylabel="precision: fidelity")
+    right.set(xlabel="recall: diversity", ylabel="precision: fidelity")
     right.margins(0.15)
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
     figure.savefig(path)
