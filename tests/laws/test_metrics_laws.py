@@ -90,6 +90,7 @@ def test_merging_what_does_not_fit_is_refused() -> None:
         (Reservoir(7, seed=1), Reservoir(7), BadArgument, "need size 7, seed 1"),
         (InceptionScore(3), InceptionScore(4), BadShape, "need"),
         (InceptionScore(3, splits=2), InceptionScore(3), BadShape, "need"),
+        (InceptionScore(3, seed=1), InceptionScore(3), BadArgument, "need 1"),
         (Judge("abc"), Judge("abd"), BadArgument, "same classes"),
         (Judge("abc"), Judge("abc", sure=0.5), BadArgument, "same classes"),
         (Moments(3), Moments(4), BadShape, "need 3"),
@@ -115,6 +116,16 @@ def test_merging_what_does_not_fit_is_refused() -> None:
 
 
 # ---- Inception Score ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [4, 5, 10])
+def test_splits_meet_all_classes_however_they_were_asked_for(classes: int) -> None:
+    """Sure images of every class in turn score nearly K; dealt by place mod 10, a split of ten classes met one."""
+    score = InceptionScore(classes)
+    score.update(torch.eye(classes, dtype=torch.float64).repeat(2000 // classes, 1))
+    found = score.report()
+    assert 0.93 * classes < found.mean < classes  # 200 images a split: shares vary by chance
+    assert found.std < 0.05 * classes
 
 
 def test_inception_score_has_its_bounds() -> None:

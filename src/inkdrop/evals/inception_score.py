@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.errors import BadArgument, BadShape
+from inkdrop.evals.interval import parts_of
 
 __all__ = ["InceptionScore", "Score"]
 
@@ -33,12 +34,15 @@ class InceptionScore:
 
         IS = exp(mean_x Σ_y p(y|x) log p(y|x) − Σ_y p(y) log p(y)),   p(y) = mean_x p(y|x)
 
-    Both terms are sums over the stream, so nothing is kept of an image. The image at place i is of split i mod splits;
-    with one split the score is of all images, with ten their spread says how much a tenth of them varies.
+    Both terms are sums over the stream, so nothing is kept of an image. With one split the score is of all images, with
+    ten their spread says how much a tenth of them varies. Each run of `splits` images in a row is dealt to the splits by
+    a permutation of its own (`parts_of`): samples are mostly asked for class by class in turn, and a split that met one
+    class only would score 1 whatever the images are.
 
     Args:
         classes: K ≥ 2, how many classes the probabilities are of.
         splits: ≥ 1.
+        seed: of the permutations, in [0, 2^64).
 
     Attributes:
         n: how many images were seen.
@@ -51,10 +55,10 @@ class InceptionScore:
         Inception Score", 2018: why it is a poor guide away from ImageNet, and does not see the data at all.
     """
 
-    def __init__(self, classes: int, *, splits: int = 10) -> None:
+    def __init__(self, classes: int, *, splits: int = 10, seed: int = 0) -> None:
         if classes < 2 or splits < 1:
             raise BadArgument(f"inception score: got {classes} classes and {splits} splits, need at least 2 and 1")
-        self.n = 0
+        self.n, self.seed = 0, seed
         self._sums = torch.zeros(splits, classes, dtype=torch.float64)
         self._informed = torch.zeros(splits, dtype=torch.float64)
         self._counts = torch.zeros(splits, dtype=torch.int64)
@@ -76,20 +80,23 @@ class InceptionScore:
         if not bool(((p >= 0).all(1) & ((p.sum(1) - 1).abs() < 1e-4)).all()):
             raise BadArgument("inception score: got rows that are no probabilities, need ≥ 0 and sum 1; try softmax(1)")
         start = self.n if first is None else first
-        split = torch.arange(start, start + len(p)) % len(self._counts)
+        split = parts_of(len(p), len(self._counts), self.seed, start)
         self._sums.index_add_(0, split, p)
         self._informed.index_add_(0, split, torch.xlogy(p, p).sum(1))
         self._counts += split.bincount(minlength=len(self._counts))
         self.n += len(p)
 
     def merge(self, other: InceptionScore) -> None:
-        """Take in all that another one of as many classes and splits has seen.
+        """Take in all that another one of as many classes and splits, and of the same seed, has seen.
 
         Raises:
             BadShape: other classes or splits.
+            BadArgument: another seed.
         """
         if other._sums.shape != self._sums.shape:
             raise BadShape(f"inception score merge: got {tuple(other._sums.shape)}, need {tuple(self._sums.shape)}")
+        if other.seed != self.seed:
+            raise BadArgument(f"inception score merge: got seed {other.seed}, need {self.seed}")
         self.load({name: own + other.state_dict()[name] for name, own in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
