@@ -19,7 +19,7 @@ from torch import Tensor
 from inkdrop.data.fetch import cache_folder
 from inkdrop.errors import BadArgument, BadCheckpoint, MissingExtra, warn
 
-__all__ = ["Pretrained", "fetched"]
+__all__ = ["Pretrained", "fetched", "opened"]
 
 _FILE = "reader.json"
 _ROOM = 1 << 29  # bytes of embeddings that are kept in memory
@@ -106,10 +106,10 @@ class Pretrained:
         first, second = (folder / name if _has_two(folder) else folder for name in _FOLDERS)
         try:
             tokenizer = library.AutoTokenizer.from_pretrained(second)
-            encoder = kind.from_pretrained(first, use_safetensors=True)
+            encoder = opened(kind, first)
         except (OSError, ValueError, ImportError) as error:
             raise BadArgument(f"text encoder {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
-        return _Parts(config.model_type != "t5", tokenizer, encoder.float().eval().requires_grad_(False))
+        return _Parts(config.model_type != "t5", tokenizer, encoder)
 
     def __call__(self, texts: Sequence[str], heard: Callable[[str], None] = warn) -> tuple[Tensor, Tensor]:
         """Embeddings (B, L, D) float32, zeros where there is no text, and (B, L) bool, True at the places to look at.
@@ -208,6 +208,30 @@ def _config(folder: Path) -> Any:
     if config.model_type not in _KINDS:
         raise BadArgument(f"text encoder {folder}: is a {config.model_type}, need one of {', '.join(_KINDS)}")
     return getattr(config, "text_config", config)
+
+
+def opened(kind: Any, folder: Path, *, spare: str = "") -> Any:
+    """A frozen model of transformers in float32, from safetensors, whose weights are all there.
+
+    transformers fills what a file lacks with random numbers, others at every start, and goes on.
+
+    Args:
+        kind: the class of transformers.
+        folder: where it was saved.
+        spare: how the names of weights begin that may be missing, because they are not used; "" for none.
+
+    Raises:
+        OSError, ValueError, ImportError: as transformers does.
+        BadCheckpoint: weights are missing.
+    """
+    net, about = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    missing = sorted(name for name in about["missing_keys"] if not (spare and name.startswith(spare)))
+    if missing:
+        raise BadCheckpoint(
+            f"{folder}: lacks the weights {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}, "
+            "and without them it would say something else at every start"
+        )
+    return net.float().eval().requires_grad_(False)
 
 
 def fetched(model: str, what: str) -> Path:

@@ -239,6 +239,33 @@ def test_a_folder_that_is_no_vision_model_is_refused(
         Vision((3, 8, 8), str(models["dino"]))
 
 
+def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
+    """A ViT without its pooler has tokens, but no embedding of its own; nor has one that was never given a pooler."""
+    library = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    vit = library.ViTModel(library.ViTConfig(**small, intermediate_size=32), add_pooling_layer=False)
+    vit.save_pretrained(tmp_path / "vit")
+    with pytest.raises(BadCheckpoint, match=r"lacks the weights pooler\.dense\.bias"):
+        Vision((3, 28, 28), str(tmp_path / "vit"))
+    one, two = (Vision((3, 28, 28), str(tmp_path / "vit"), pool="first") for _ in range(2))
+    x = pictures(2, 3, 28, 28)
+    assert_close(one(x), two(x), rtol=0, atol=0)
+
+    kept = {name: value for name, value in vit.state_dict().items() if "layernorm" not in name}
+    vit.save_pretrained(tmp_path / "part", state_dict=kept)
+    with pytest.raises(BadCheckpoint, match="lacks the weights .*layernorm"):
+        Vision((3, 28, 28), str(tmp_path / "part"), pool="first")
+
+    masked = library.ViTMAEModel(library.ViTMAEConfig(**(small | {"patch_size": 4}), intermediate_size=32))
+    for weight in masked.parameters():
+        torch.nn.init.normal_(weight.data, std=0.3)
+    masked.save_pretrained(tmp_path / "masked")
+    with pytest.raises(BadArgument, match="features.pool=first"):
+        Vision((3, 28, 28), str(tmp_path / "masked"))
+    with pytest.raises(BadArgument, match="other features each time"):
+        Vision((3, 28, 28), str(tmp_path / "masked"), pool="mean")
+
+
 # ---- clips -------------------------------------------------------------------------------------------------------
 
 

@@ -35,9 +35,9 @@ class InceptionScore:
         IS = exp(mean_x Σ_y p(y|x) log p(y|x) − Σ_y p(y) log p(y)),   p(y) = mean_x p(y|x)
 
     Both terms are sums over the stream, so nothing is kept of an image. With one split the score is of all images, with
-    ten their spread says how much a tenth of them varies. Each run of `splits` images in a row is dealt to the splits by
-    a permutation of its own (`parts_of`): samples are mostly asked for class by class in turn, and a split that met one
-    class only would score 1 whatever the images are.
+    ten their spread says how much a tenth of them varies. Each run of `splits` images in a row is dealt to the splits
+    by a permutation of its own (`parts_of`): samples are mostly asked for class by class in turn, and a split that met
+    one class only would score 1 whatever the images are.
 
     Args:
         classes: K ≥ 2, how many classes the probabilities are of.

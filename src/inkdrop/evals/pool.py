@@ -43,7 +43,9 @@ class Pool:
         self.parts = [Moments(features.dim) for _ in range(parts)]
         self.judge = Judge(features.classes) if isinstance(features, Classifier) else None
         reads = isinstance(features, Reads) and len(features.classes) > 1
-        self.surety = InceptionScore(len(features.classes), seed=seed) if isinstance(features, Reads) and reads else None
+        self.surety = (
+            InceptionScore(len(features.classes), seed=seed) if isinstance(features, Reads) and reads else None
+        )
 
     def update(self, found: Tensor, labels: Tensor | None) -> None:
         """Take in features (B, D), and the classes that were asked for, int64 (B,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from inkdrop.core.check import check_state
 from inkdrop.errors import BadArgument, BadCheckpoint, BadShape, MissingExtra
 from inkdrop.evals.resize import clean, to_rgb
-from inkdrop.pretrained import fetched
+from inkdrop.pretrained import fetched, opened
 
 __all__ = ["Pool", "Vision", "Where", "device_of"]
 
@@ -49,7 +50,7 @@ class Vision:
         MissingExtra: transformers is not installed.
         BadShape: samples that are no images of 1, 3 or 4 channels.
         BadArgument: no such model, or one of another kind.
-        BadCheckpoint: it cannot be opened.
+        BadCheckpoint: it cannot be opened, or weights are missing.
     """
 
     name = "transformers"
@@ -60,7 +61,7 @@ class Vision:
         folder = Path(model).expanduser()
         folder = folder if folder.is_dir() else fetched(model, "vision model")
         self.shape, self.device, self.pool = shape, torch.device(device), pool
-        self._clip, self.net, config = _open(folder)
+        self._clip, self.net, config = _open(folder, pool)
         self.texts = _texts(folder, self.device) if self._clip else None
         self.net = self.net.to(self.device)
         self.side = int(config.image_size)
@@ -69,7 +70,10 @@ class Vision:
         self.resize = f"bicubic {self.side}, Pillow floats"
         about = f"{_sha256(folder)} {pool} {self.side} {how['image_mean']} {how['image_std']}"
         self.hash = hashlib.sha256(about.encode()).hexdigest()[:12]
-        self.dim = len(self(torch.zeros(1, *shape))[0])
+        once, again = (self(torch.linspace(-1, 1, math.prod(shape)).view(1, *shape)) for _ in range(2))
+        if not torch.allclose(once, again, rtol=1e-3):  # a masked autoencoder draws what it looks at
+            raise BadArgument(f"vision model {folder}: gives one image other features each time; try another model")
+        self.dim = once.shape[1]
         self.note = f"{config.model_type} {Path(model).name}, {self.resize}, whole image, {pool}: our own preprocessing"
 
     @torch.no_grad()
@@ -91,13 +95,15 @@ class Vision:
             found: Tensor = tokens[:, 0] if self.pool == "first" else tokens[:, 1:].mean(1)
         elif self._clip:
             found = torch.nn.functional.normalize(given.image_embeds, dim=1)
+        elif getattr(given, "pooler_output", None) is None:
+            raise BadArgument("vision model pool: it has no embedding of its own; try features.pool=first or mean")
         else:
             found = given.pooler_output
         return found.float().cpu()
 
 
-def _open(folder: Path) -> tuple[bool, Any, Any]:
-    """Whether it is a CLIP, its vision part, and that part's configuration."""
+def _open(folder: Path, pool: Pool) -> tuple[bool, Any, Any]:
+    """Whether it is a CLIP, its vision part, that part's configuration; a pooler may lack where it has no use."""
     try:
         import transformers
     except ImportError:
@@ -106,7 +112,7 @@ def _open(folder: Path) -> tuple[bool, Any, Any]:
         config = transformers.AutoConfig.from_pretrained(folder)
         clip = config.model_type in ("clip", "clip_vision_model")
         kind = transformers.CLIPVisionModelWithProjection if clip else transformers.AutoModel
-        net = kind.from_pretrained(folder, use_safetensors=True).float().eval().requires_grad_(False)
+        net = opened(kind, folder, spare="" if pool == "auto" else "pooler.")
     except (OSError, ValueError, ImportError) as error:
         raise BadCheckpoint(f"vision model {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
     config = getattr(config, "vision_config", config)
@@ -128,10 +134,10 @@ def _texts(folder: Path, device: torch.device) -> Callable[[Sequence[str]], Tens
     def parts() -> tuple[Any, Any]:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            net: Any = transformers.CLIPTextModelWithProjection.from_pretrained(folder, use_safetensors=True)
+            net = opened(transformers.CLIPTextModelWithProjection, folder)
         except (OSError, ValueError, ImportError) as error:
             raise BadCheckpoint(f"CLIP {folder}: its texts cannot be read ({str(error).splitlines()[0]})") from None
-        return tokenizer, net.float().eval().requires_grad_(False).to(device)
+        return tokenizer, net.to(device)
 
     @torch.no_grad()
     def embedded(texts: Sequence[str]) -> Tensor:
