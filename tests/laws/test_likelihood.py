@@ -29,6 +29,7 @@ from inkdrop.errors import BadArgument, BadData, Diverged, InkdropError
 from inkdrop.evals.bound import Bound, bound
 from inkdrop.evals.likelihood import Settings, likelihood
 from inkdrop.evals.nll import NLL, asks_of, dequantise, nll
+from inkdrop.evals.shelf import Shelf
 from inkdrop.find import Part, build
 from inkdrop.parallel import Ranks
 from specimens import denoiser_of, label, normals, schedule_of, target_of
@@ -560,6 +561,44 @@ def test_ranks_share_the_batches_and_all_say_what_one_says(count: int, batch: in
     for each in found:
         assert {**each, "seconds": 0} == {**want, "seconds": 0}
     assert all(len(each) == each[0] for each in asked), "no rank asks for another's batches"
+
+
+def test_what_was_stopped_goes_on_with_the_same_figures(monkeypatch, tmp_path) -> None:
+    """Stopped in the flow of the third of four batches: the chain's batches and two of the flow are not asked again."""
+    monkeypatch.setenv("INKDROP_CACHE", str(tmp_path))
+    how, rows = Settings(steps=3, flow_steps=3), [7, 1, 4, 0, 5, 2, 9]
+    shelf, heard = Shelf("likelihood", {"of": "a test"}), list[tuple[int, int]]()
+    denoiser, told = ideal(WIDE, schedule_of("vp")), list[float]()
+
+    def run(stop: int, shelf: Shelf | None) -> dict[str, Any]:
+        def progress(done: int, total: int, text: str) -> None:
+            heard.append((done, total))
+            if done == stop:
+                raise KeyboardInterrupt
+
+        heard.clear()
+        how_long = lambda seconds, asks: told.append(seconds)  # noqa: E731
+        return likelihood(
+            denoiser, arrays(), rows, how, batch=2, shelf=shelf, on_progress=progress, on_estimate=how_long
+        )
+
+    want, counted = run(0, None), 0
+    with pytest.raises(KeyboardInterrupt):
+        run(4 * 3 + 2 * 16 + 3, shelf)
+
+    def counting(*args: Any) -> None:
+        nonlocal counted
+        counted += 1
+
+    denoiser.net.register_forward_hook(counting)
+    with monkeypatch.context() as without:
+        without.setattr("inkdrop.evals.likelihood._Work.seconds", lambda self: 1.0)  # it asks, too
+        got = run(0, shelf)
+    assert {**got, "seconds": 0} == {**want, "seconds": 0}
+    assert heard == [(i, 4 * 19) for i in range(1, 4 * 19 + 1)]
+    assert counted == 2 * 16
+    run(0, shelf)
+    assert (counted, told[-1]) == (2 * 16, 0)
 
 
 def test_the_error_is_that_of_the_draws_whose_probes_share_their_noise() -> None:

@@ -21,6 +21,7 @@ from inkdrop.denoiser import Denoiser
 from inkdrop.errors import BadArgument, BadData
 from inkdrop.evals.bound import Bound, Choice, bound
 from inkdrop.evals.nll import Method, Trace, asks_of, dequantise, nll
+from inkdrop.evals.shelf import Make, Shelf, kept
 from inkdrop.evals.stream import Progress
 from inkdrop.find import Part, build
 from inkdrop.parallel import ALONE, Ranks
@@ -31,8 +32,9 @@ Tell = Callable[[], None]
 
 
 class _Batch(NamedTuple):
-    """Some images where the denoiser is, and their rows of the data set."""
+    """Some images where the denoiser is, their rows of the data set, and the place of the first in those asked for."""
 
+    first: int
     keys: Sequence[int]
     x: Tensor
     cond: Cond | None
@@ -96,6 +98,7 @@ def likelihood(
     on_estimate: Callable[[float, tuple[int, int]], None] | None = None,
     on_progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    shelf: Shelf | None = None,
 ) -> dict[str, Any]:
     """Two upper bounds on −log2 P(x)/D of discrete data: the chain's (`bound`) and the flow's (`nll`).
 
@@ -116,6 +119,8 @@ def likelihood(
         on_estimate: is told before the work about how many seconds it will take, and the asks an image of the two.
         on_progress: is told how far it is.
         ranks: of the job, each of which takes its share of the batches; the figures are those of one process, on all.
+        shelf: where what is found of each batch is kept, so that the same call goes on where it was stopped; of all
+            that the figures depend on.
 
     Returns:
         Plain JSON without NaN: n, dim, levels, uniform (log2 levels), bound, flow, images, settings, seconds; bits are
@@ -126,7 +131,7 @@ def likelihood(
         BadArgument: fewer than 2 rows, or settings outside their values.
     """
     began = time.monotonic()
-    work = _Work(denoiser, data, rows, settings or Settings(), seed, batch, ranks)
+    work = _Work(denoiser, data, rows, settings or Settings(), seed, batch, ranks, shelf)
     if on_estimate is not None:
         on_estimate(work.seconds(), work.asks)
     tell = _teller(on_progress, sum(work.asks) * len(work.mine))
@@ -147,6 +152,7 @@ class _Work:
         seed: int,
         batch: int,
         ranks: Ranks = ALONE,
+        shelf: Shelf | None = None,
     ) -> None:
         if data.levels is None:
             raise BadData(
@@ -157,7 +163,7 @@ class _Work:
             if got < least:
                 raise BadArgument(f"likelihood {what}: got {got}, need at least {least}")
         self.data, self.rows, self.batch, self.settings, self.levels = data, rows, batch, settings, data.levels
-        self._ranks, self._all = ranks, range(0, len(rows), batch)
+        self._ranks, self._shelf, self._all = ranks, shelf, range(0, len(rows), batch)
         self.mine = self._all[ranks.rank :: ranks.size] or self._all[:1]  # a rank without one has a shape
         self.chain, self.flow = settings.chain(denoiser.schedule), settings.flow(denoiser.schedule)
         self.asks = (len(self.chain) - 1, settings.draws * asks_of(self.flow, settings.method))
@@ -172,7 +178,7 @@ class _Work:
         for first in self.mine:
             keys = self.rows[first : first + self.batch]
             x, cond = self.data.take(keys)
-            yield _Batch(keys, x.to(self._device), None if cond is None else cond.to(self._device))
+            yield _Batch(first, keys, x.to(self._device), None if cond is None else cond.to(self._device))
 
     def gathered(self, found: Tensor) -> Tensor:
         """(..., N), in the order of the rows, from what each rank has found of its batches, (..., n) each.
@@ -187,12 +193,32 @@ class _Work:
 
     def bounds(self, tell: Tell | None) -> Bound:
         """The terms of this rank's images."""
-        each = [self._bound(b.x, self.chain, cond=b.cond, images=b.keys, on_ask=tell) for b in self.batches()]
+
+        def found(batch: _Batch) -> Bound:
+            make = partial(self._bound, batch.x, self.chain, cond=batch.cond, images=batch.keys, on_ask=tell)
+            return Bound(**self._kept("bound", batch.first, lambda: make()._asdict(), self.asks[0], tell))
+
+        each = [found(batch) for batch in self.batches()]
         return Bound(*(torch.cat(parts, -1) for parts in zip(*each, strict=True)))
 
     def flows(self, tell: Tell | None) -> Tensor:
         """(draws, K, n): bits a dimension of this rank's images, by each dequantisation and each of its probes."""
-        return torch.cat([self._flowed(b, self.flow, self.settings.draws, tell) for b in self.batches()], -1)
+
+        def found(batch: _Batch) -> Tensor:
+            make = partial(self._flowed, batch, self.flow, self.settings.draws, tell)
+            return self._kept("flow", batch.first, lambda: {"bits": make()}, self.asks[1], tell)["bits"]
+
+        return torch.cat([found(batch) for batch in self.batches()], -1)
+
+    def _kept(self, kind: str, first: int, make: Make, asks: int, tell: Tell | None) -> dict[str, Tensor]:
+        """What the shelf keeps of a batch, in which case its asks are told of at once, or what is made now."""
+        there = self._there(kind, first)
+        for _ in range(asks if there and tell is not None else 0):
+            tell()
+        return kept(self._shelf, _name(kind, first), make)
+
+    def _there(self, kind: str, first: int) -> bool:
+        return self._shelf is not None and self._shelf.find(_name(kind, first)) is not None
 
     def _flowed(self, batch: _Batch, grid: Grid, draws: int, tell: Tell | None) -> Tensor:
         found = []
@@ -203,6 +229,9 @@ class _Work:
 
     def seconds(self) -> float:
         """About how long it takes, by two asks of the chain and one step of the flow, timed after a first try."""
+        left = [[first for first in self.mine if not self._there(kind, first)] for kind in ("bound", "flow")]
+        if not any(left):
+            return 0.0
         batch, few = next(self.batches()), self.chain[-3:]
         spent = (0.0, 0.0)
         for _ in range(2):
@@ -213,8 +242,12 @@ class _Work:
             spent = middle - began, time.monotonic() - middle
         chain = spent[0] * self.asks[0] / (len(few) - 1)
         flow = spent[1] * self.settings.draws * (len(self.flow) - 1)
-        count = sum(min(self.batch, len(self.rows) - first) for first in self.mine)
-        return (chain + flow) * count / len(batch.x)
+        counts = [sum(min(self.batch, len(self.rows) - first) for first in each) for each in left]
+        return (chain * counts[0] + flow * counts[1]) / len(batch.x)
+
+
+def _name(kind: str, first: int) -> str:
+    return f"{kind}-{first:08d}"
 
 
 def _teller(on_progress: Progress | None, total: int) -> Tell | None:
