@@ -91,6 +91,7 @@ def evaluate(
             figures = eval_jobs.likelihood_of(bundle, count, used, data, changes, settings, screen)
         else:
             figures = eval_jobs.score_bundle(bundle, count, used, data, screen, measures)
+    figures |= {"model": {"path": str(checkpoint), "weights": weights}}
     if as_json:
         typer.echo(json.dumps(figures, allow_nan=False))
     else:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inkdrop.bundle import Bundle
 from inkdrop.core.dataset import Data
-from inkdrop.drawn import BATCH, Samples, identity, pace
+from inkdrop.drawn import BATCH, Samples, identity, pace, weights_hash
 from inkdrop.errors import BadArgument
 from inkdrop.evals.features import Features, features_for
 from inkdrop.evals.nearest import Near
@@ -32,7 +32,7 @@ from inkdrop.train.record import describe_run
 if TYPE_CHECKING:
     from inkdrop.screen import Screen
 
-__all__ = ["check_enough", "likelihood_of", "score_bundle", "seconds_text", "split_of"]
+__all__ = ["check_data", "check_enough", "likelihood_of", "score_bundle", "seconds_text", "split_of"]
 
 
 def split_of(bundle: Bundle, data: Path | None, split: str) -> Data:
@@ -108,7 +108,8 @@ def likelihood_of(
     with evaluating(bundle.denoiser):
         found = likelihood(bundle.denoiser, test, rows, how, seed=seed, batch=batch, ranks=ranks(), shelf=shelf, **told)
     of = {"n": len(test), "source": test.source, "fingerprint": test.fingerprint}
-    return {**found, "data": of, "checkpoint": bundle.card, "seed": seed, "threads": torch.get_num_threads()}
+    model = {"checkpoint": bundle.card, "weights": weights_hash(bundle.denoiser)}
+    return {**found, "data": of, **model, "seed": seed, "threads": torch.get_num_threads()}
 
 
 def check_enough(bundle: Bundle, train: Data, test: Data) -> None:
@@ -124,6 +125,23 @@ def check_enough(bundle: Bundle, train: Data, test: Data) -> None:
             f"eval: got {len(train)} training and {len(test)} held-out images, need at least 2 of each; "
             f"try a model of more images{apart}"
         )
+
+
+def check_data(bundle: Bundle, train: Data) -> list[str]:
+    """What a reader must know where the data are not those that the model was trained on: a sentence, or none.
+
+    Raises:
+        BadArgument: their classes are others, so that nothing could be said of what was asked for.
+    """
+    if bundle.classes and train.classes and bundle.classes != train.classes:
+        theirs, own = (", ".join((*each[:4], *["…"][: len(each) > 4])) for each in (train.classes, bundle.classes))
+        raise BadArgument(f"eval: the data have the classes {theirs}, but the model knows {own}; try its own data")
+    if bundle.card.get("fingerprint") in (None, train.fingerprint):
+        return []
+    return [
+        "these are not the data that the model was trained on, or they have changed since: the rate of copies is not "
+        "of its training images, and some held-out images may have been"
+    ]
 
 
 def seconds_text(seconds: float) -> str:
@@ -161,13 +179,14 @@ def score_bundle(
         raise BadArgument(f"eval: got {count} samples, need at least 2; try 1000")
     train, test = split_of(bundle, data, "train"), split_of(bundle, data, "test")
     check_enough(bundle, train, test)
+    strange = check_data(bundle, train)
     job = ranks()
 
     def extractor() -> Features:
         return features_for(train, test, measures.features, on_progress=screen.task("training the judge"))
 
     features = job.lead(extractor) or extractor()  # what rank 0 has trained, the others find in the cache
-    check_metrics(measures.metrics, features)
+    check_metrics(measures.metrics, features, made=count, train=len(train), test=len(test))
     match = job.together(lambda: _match(measures.match, bundle, train, test))
     samples = Samples(bundle, count, seed, train, test, features, batch, match)
     shelf = samples.shelf()
@@ -195,6 +214,7 @@ def score_bundle(
             shelf=reference_shelf(train, test, features),
         )
         shown = None if match is None else text_match(match, torch.cat(matched), test, seed=seed)
+        found["warnings"] += strange
         return {**found, "match": shown, **_how(bundle, seed, max(outside), sum(seconds))}
 
     if not job.first:
@@ -222,6 +242,7 @@ def _how(bundle: Bundle, seed: int, outside: float, seconds: float) -> dict[str,
     return {
         "clamped": outside,  # the greatest share of values in a batch that left [-1, 1]
         "checkpoint": bundle.card,
+        "weights": weights_hash(bundle.denoiser),
         "plan": dump(bundle.recipe)["plan"],
         "asks": asks_of(bundle),
         "sampling_seconds": round(seconds, 3),

@@ -15,9 +15,10 @@ from inkdrop.evals.judge import Judge
 from inkdrop.evals.kid import kid
 from inkdrop.evals.stream import Progress, Reservoir
 
-__all__ = ["Meter", "Pool"]
+__all__ = ["MOST", "Meter", "Pool"]
 
-_ROWS = 10_000
+MOST = 10_000
+"""Features of more images than this are not kept, only their moments."""
 
 
 class Pool:
@@ -39,7 +40,7 @@ class Pool:
 
     def __init__(self, features: Features, seed: int, parts: int = 0) -> None:
         self.features, self.seed = features, seed
-        self.moments, self.kept = Moments(features.dim), Reservoir(_ROWS, seed=seed)
+        self.moments, self.kept = Moments(features.dim), Reservoir(MOST, seed=seed)
         self.parts = [Moments(features.dim) for _ in range(parts)]
         self.judge = Judge(features.classes) if isinstance(features, Classifier) else None
         reads = isinstance(features, Reads) and len(features.classes) > 1

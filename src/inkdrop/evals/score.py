@@ -11,13 +11,14 @@ from torch import Tensor
 
 from inkdrop.core.check import check_range, check_state
 from inkdrop.core.dataset import Data
-from inkdrop.errors import BadArgument, BadShape
+from inkdrop.core.noise import normal
+from inkdrop.errors import BadArgument, BadShape, InkdropError
 from inkdrop.evals.classifier import Classifier
-from inkdrop.evals.features import Features
+from inkdrop.evals.features import Features, Pixels
 from inkdrop.evals.interval import estimate, frechet_error
 from inkdrop.evals.judge import Judge
 from inkdrop.evals.nearest import Copies, nearest
-from inkdrop.evals.pool import Meter, Pool
+from inkdrop.evals.pool import MOST, Meter, Pool
 from inkdrop.evals.shelf import Seen, Shelf, kept, look
 from inkdrop.evals.stream import Progress, chunk_rows, cut, subset
 from inkdrop.find import Part, build, find
@@ -29,6 +30,9 @@ ENOUGH = 2048
 
 _PARTS = 20
 """In how many parts the samples are dealt for the jackknife of FID."""
+
+_TRIED = 64
+"""Of so many random numbers a metric is tried first."""
 
 _SOUND = 0.9
 """A classifier that is right on fewer held-out images than this share is warned of."""
@@ -144,12 +148,21 @@ def _setting(train: Data, test: Data, features: Features) -> dict[str, Any]:
     }
 
 
-def check_metrics(metrics: Sequence[Part], features: Features) -> None:
-    """Refuse, before anything is drawn, a metric that these features cannot give.
+def check_metrics(metrics: Sequence[Part], features: Features, *, made: int = 0, train: int = 0, test: int = 0) -> None:
+    """Refuse, before anything is drawn, a metric that these features or so few images cannot give.
+
+    Metrics of the house are tried on random numbers, so that a knob out of range is found, too.
+
+    Args:
+        metrics: which.
+        features: of the images.
+        made: how many samples there will be; 0 if that is not known, and then only names are looked at.
+        train: how many training images there are.
+        test: how many held-out images.
 
     Raises:
         UnknownName: no such metric.
-        BadArgument: an Inception Score of features without classes.
+        BadArgument: an Inception Score of features without classes; what the metric refuses.
     """
     for part in metrics:
         find("metrics", part.name)
@@ -157,6 +170,30 @@ def check_metrics(metrics: Sequence[Part], features: Features) -> None:
         raise BadArgument(
             f"inception_score: {features.name} features have no classes; try --features classifier or inception"
         )
+    if not made:
+        return
+    for part in (part for part in metrics if ":" not in part.name and part.name != "inception_score"):
+        for what, count in (("samples", made), ("training images, which stand beside the samples", min(made, train))):
+            if part.name == "fid_limit" and min(count, MOST) < (least := 2 * features.dim):
+                raise BadArgument(
+                    f"fid_limit: got {count:,} {what}, need at least {least:,} for {features.dim:,} features, at most "
+                    f"{MOST:,} being kept; try fewer features or more images"
+                )
+            few = [min(n, _TRIED) for n in (test, count)]
+            if _refused(part, *few) and (why := _refused(part, min(test, MOST), min(count, MOST))):
+                raise BadArgument(f"{part.name} of {count:,} {what}: {why}")
+
+
+def _refused(part: Part, real: int, made: int) -> str:
+    """Why a metric cannot be had of so many images; "" if it can."""
+    pools = [Pool(Pixels((2,)), 0) for _ in range(2)]
+    for draw, (pool, count) in enumerate(zip(pools, (real, made), strict=True)):
+        pool.update(normal((count, 2), 0, range(count), draw), None)
+    try:
+        build("metrics", part, *pools)
+    except InkdropError as error:
+        return str(error)
+    return ""
 
 
 def _measured(part: Part, real: Pool, made: Pool, floor: Pool) -> dict[str, Any]:
