@@ -314,6 +314,25 @@ def test_features_of_ones_own_are_taken_if_they_are_whole(monkeypatch: pytest.Mo
         features_for(digits("train"), digits("test"), Part("mine:bad"))
 
 
+def test_features_of_ones_own_judge_where_they_read_the_classes_of_the_data() -> None:
+    """A judge that sees threes everywhere; one of other classes is not asked for these."""
+    train, test = digits("train"), digits("test")
+
+    class Mine(Pixels):
+        classes = train.classes
+
+        def read(self, features: Tensor) -> Tensor:
+            return torch.eye(10)[torch.full((len(features),), 3)]
+
+    x, cond = train.take(range(100))
+    assert cond is not None
+    got = score([x], train, test, Mine((1, 8, 8)), labels=cond.label, held_out=10)
+    assert got["classes"]["agree"] == float((cond.label == 3).double().mean())
+    assert got["classes_real"]["counts"]["3"] == 360
+    Mine.classes = (*train.classes[:-1], "ten")
+    assert score([x], train, test, Mine((1, 8, 8)), labels=cond.label, held_out=10)["classes"] is None
+
+
 ALL = ("prdc", "cmmd", "energy", "sliced", "fid_limit")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from inkdrop.evals.classifier import Classifier
 from inkdrop.evals.features import Features, Reads
 from inkdrop.evals.frechet import Moments, frechet
 from inkdrop.evals.inception_score import InceptionScore
@@ -28,25 +28,24 @@ class Pool:
         features: of which kind.
         seed: of the subset, and of how images are dealt to the parts.
         parts: for how many parts of the images moments are kept too.
+        classes: of the data; what features read is judged where it is just these.
 
     Attributes:
         features: of which kind.
         moments: of all features.
         kept: at most 10,000 of them.
-        judge: what a classifier of the data set makes of them; None for other features.
+        judge: which classes of the data are seen in them; None where features read others, or none.
         parts: the moments of each part.
         surety: their Inception Score; None where features have no classes to read.
     """
 
-    def __init__(self, features: Features, seed: int, parts: int = 0) -> None:
+    def __init__(self, features: Features, seed: int, parts: int = 0, classes: Sequence[str] = ()) -> None:
         self.features, self.seed = features, seed
         self.moments, self.kept = Moments(features.dim), Reservoir(MOST, seed=seed)
         self.parts = [Moments(features.dim) for _ in range(parts)]
-        self.judge = Judge(features.classes) if isinstance(features, Classifier) else None
-        reads = isinstance(features, Reads) and len(features.classes) > 1
-        self.surety = (
-            InceptionScore(len(features.classes), seed=seed) if isinstance(features, Reads) and reads else None
-        )
+        read = tuple(features.classes) if isinstance(features, Reads) else ()
+        self.judge = Judge(read) if len(read) > 1 and read == tuple(classes) else None
+        self.surety = InceptionScore(len(read), seed=seed) if len(read) > 1 else None
 
     def update(self, found: Tensor, labels: Tensor | None) -> None:
         """Take in features (B, D), and the classes that were asked for, int64 (B,)."""

@@ -244,7 +244,7 @@ def _read(
     name: str,
 ) -> Pool:
     """Take in real images."""
-    pool = Pool(features, seed)
+    pool = Pool(features, seed, classes=data.classes)
     for index, part in enumerate(cut(range(len(data)) if rows is None else rows, chunk_rows(data.shape))):
 
         def make(part: Sequence[int] = part) -> dict[str, Tensor]:
@@ -268,7 +268,7 @@ def _read_samples(
     meter: Meter,
 ) -> Pool:
     """Take in the samples."""
-    pool, n = Pool(features, seed, _PARTS), 0
+    pool, n = Pool(features, seed, _PARTS, train.classes), 0
     for seen in _looked(batches, train, features, meter):
         count = len(seen.features)
         asked = None if labels is None else labels[n : n + count]
