@@ -28,7 +28,7 @@ TITLES = {
 SHARED = {
     2: "samples of row 1's cosine model, seed 0",
     3: "x0 is row 1's cosine model",
-    4: "fixed variances: row 1's cosine model, seed 0",
+    4: "fixed variances: row 3's v, seed 0",
     5: "the first two: row 1's cosine model, seed 0",
     7: "diffusion is row 1's cosine model",
     8: "T = 1000 is row 1's cosine model, seed 0",

@@ -85,7 +85,7 @@ MODELS = {
     "eps": Model("eps", ("target=eps",)),
     "v": Model("v", ("target=v",)),
     "flow": Model("flow", ("schedule=flow", "target=flow", "clock=time")),
-    "learned": Model("learned", ("net.learned_variance=true", "loss=hybrid")),
+    "v-learned": Model("v-learned", ("target=v", "net.learned_variance=true", "loss=hybrid")),
     "constant": Model("constant", ("train.decay=constant",)),
     "told": Model("told", ("train.null_rate=0.1",), told=True),
     "T100": Model("T100", ("schedule.steps=100",)),
@@ -280,9 +280,13 @@ class Lessons:
         run, path = self.trained(name), self.work / "figures" / f"bits-{name}-{variance}.json"
         if run is None:
             return None
-        if self.args.report and not path.exists():
-            return None
-        if not path.exists():
+        if path.exists() or self.args.report:
+            return json.loads(path.read_text()) if path.exists() else None
+        with held(self.work / "locks" / path.stem) as mine:
+            if not mine:
+                return None
+            if path.exists():
+                return json.loads(path.read_text())
             bundle = load(run, trust=True)
             held_out: Data = open_data(bundle.recipe.data, "test")
             rows = subset(len(held_out), self.args.likelihood, seed=0)
@@ -292,7 +296,7 @@ class Lessons:
                 found = likelihood(bundle.denoiser, held_out, rows, how, seed=0)["bound"]
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, {key: found[key] for key in ("bits", "se")})
-        return json.loads(path.read_text())
+        return {key: found[key] for key in ("bits", "se")}
 
     def floor(self) -> Any:
         """Figures of as many training images."""
@@ -337,7 +341,7 @@ def row_3(do: Lessons) -> Iterator[tuple[str, int, Any]]:
 
 
 def row_4(do: Lessons) -> Iterator[tuple[str, int, Any]]:
-    for name, variance in (("base", "beta"), ("base", "beta-tilde"), ("learned", "learned")):
+    for name, variance in (("v", "beta"), ("v", "beta-tilde"), ("v-learned", "learned")):
         bits = do.bits(name, variance)
         for steps in (50, 20, 10):
             found = do.sampled(name, sampler=ddpm(variance), steps=steps)
