@@ -104,9 +104,19 @@ def likelihood_of(
     batch = 16 if next(bundle.denoiser.parameters()).device.type == "cpu" else 64  # less is lost, and no more slowly
     about = {"model": identity(bundle), "data": test.fingerprint, "rows": rows, "how": asdict(how), "seed": seed}
     shelf = Shelf("likelihood", {**about, "batch": batch})
-    told = {"on_estimate": estimate, "on_progress": task}
     with evaluating(bundle.denoiser):
-        found = likelihood(bundle.denoiser, test, rows, how, seed=seed, batch=batch, ranks=ranks(), shelf=shelf, **told)
+        found = likelihood(
+            bundle.denoiser,
+            test,
+            rows,
+            how,
+            seed=seed,
+            batch=batch,
+            on_estimate=estimate,
+            on_progress=task,
+            ranks=ranks(),
+            shelf=shelf,
+        )
     of = {"n": len(test), "source": test.source, "fingerprint": test.fingerprint}
     model = {"checkpoint": bundle.card, "weights": weights_hash(bundle.denoiser)}
     return {**found, "data": of, **model, "seed": seed, "threads": torch.get_num_threads()}

@@ -212,9 +212,9 @@ class _Work:
 
     def _kept(self, kind: str, first: int, make: Make, asks: int, tell: Tell | None) -> dict[str, Tensor]:
         """What the shelf keeps of a batch, in which case its asks are told of at once, or what is made now."""
-        there = self._there(kind, first)
-        for _ in range(asks if there and tell is not None else 0):
-            tell()
+        if tell is not None and self._there(kind, first):
+            for _ in range(asks):
+                tell()
         return kept(self._shelf, _name(kind, first), make)
 
     def _there(self, kind: str, first: int) -> bool:
