@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import Environment, nodes
 
 import inkdrop
 from inkdrop import drawn
 from inkdrop.bundle import load
 from inkdrop.cli import main
 from inkdrop.compare.question import read_budget
+from inkdrop.compare.report import render
 from inkdrop.data.digits import digits
 from inkdrop.drawn import Samples, identity
 from inkdrop.errors import BadArgument
@@ -182,6 +184,11 @@ def test_compare_writes_a_report_and_goes_on(
         assert all(label in text for label in labels)
         assert f"{first['fid']:.2f}" in text
     assert {p.name for p in (tmp_path / "out" / "pictures").iterdir()} == {"cost.png", "trade.png", "samples.png"}
+    told = [{**d, "clear": i < 4} for i, d in enumerate(record["differences"])]
+    render(tmp_path / "out", record | {"differences": told})
+    for name, yes, no in (("report.html", "<td>yes</td>", "<td>no</td>"), ("report.md", "| yes |", "| no |")):
+        text = (tmp_path / "out" / name).read_text()
+        assert (text.count(yes), text.count(no)) == (4, len(told) - 4)
     monkeypatch.setattr(drawn, "sample", lambda *_, **__: pytest.fail("a sample was drawn again"))
     run("compare", *models, *asked)
     again = json.loads((tmp_path / "out" / "compare.json").read_text())
@@ -189,6 +196,17 @@ def test_compare_writes_a_report_and_goes_on(
     assert again["differences"] == record["differences"]
     run("compare", *models[:2], *asked, code=2)
     assert "holds another comparison" in capsys.readouterr().err
+
+
+def test_no_template_reads_a_method_of_dict_as_a_figure() -> None:
+    """In Jinja d.clear is dict.clear, which is always true; d["clear"] is the figure."""
+    files = [*Path(inkdrop.__file__).parent.rglob("*.j2")]
+    assert len(files) > 2
+    for file in files:
+        tree = Environment().parse(file.read_text())
+        called = {id(call.node) for call in tree.find_all(nodes.Call)}
+        read = {get.attr for get in tree.find_all(nodes.Getattr) if id(get) not in called}
+        assert not read & set(dir(dict)), file.name
 
 
 def test_a_budget_bounds_the_images_of_all_alike(
