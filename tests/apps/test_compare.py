@@ -26,6 +26,7 @@ from inkdrop.compare.report import render
 from inkdrop.data.digits import digits
 from inkdrop.drawn import Samples, identity
 from inkdrop.errors import BadArgument
+from inkdrop.evals.classifier import Classifier
 from inkdrop.evals.features import Pixels, features_for
 from inkdrop.evals.nearest import nearest
 from inkdrop.jobs import with_plan
@@ -176,7 +177,13 @@ def test_compare_writes_a_report_and_goes_on(
     assert over["a0, 2 steps", "a0, 4 steps"] == "training seeds"
     assert over["a0, 2 steps", "b0, 2 steps"] == "images"
     first = record["entries"][0]
+    kids = {entry["label"]: entry["kid"]["mean"] for entry in record["entries"]}
+    for d in record["differences"]:
+        if d["over"] == "images" and d["metric"] == "kid":
+            assert d["value"] == kids[d["a"]] - kids[d["b"]]
+            assert d["se"] > 0
     assert first["n"] == 80
+    assert {0 <= record["floor"][key] <= 1 for key in ("precision", "recall")} == {True}
     assert 0 <= first["precision"] <= 1
     assert first["seconds_a_thousand"] == pytest.approx(first["seconds"] / 80 * 1000)
     for name in ("report.html", "report.md"):
@@ -190,6 +197,7 @@ def test_compare_writes_a_report_and_goes_on(
         text = (tmp_path / "out" / name).read_text()
         assert (text.count(yes), text.count(no)) == (4, len(told) - 4)
     monkeypatch.setattr(drawn, "sample", lambda *_, **__: pytest.fail("a sample was drawn again"))
+    monkeypatch.setattr(Classifier, "__call__", lambda *_: pytest.fail("an image was looked at again"))
     run("compare", *models, *asked)
     again = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert again["entries"] == record["entries"]

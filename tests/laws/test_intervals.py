@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from inkdrop.errors import BadArgument
+from inkdrop.errors import BadArgument, BadShape
 from inkdrop.evals import shelf as shelves
 from inkdrop.evals.frechet import Moments, frechet
 from inkdrop.evals.interval import difference_of_means, frechet_error, mean_of, parts_of, resample, t_quantile
@@ -69,25 +69,36 @@ def test_jackknife_of_fid_is_how_much_fid_varies() -> None:
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)  # a deviation of 150 is known to 6 %
 
 
-def test_redrawn_values_are_those_of_the_metrics() -> None:
-    x, y = normals(0, 300, 6), normals(1, 250, 6, 1.2)
+@pytest.mark.parametrize(("n", "m", "dim"), [(300, 250, 6), (40, 250, 60), (40, 30, 60), (300, 250, 60)])
+def test_bootstrap_samples_have_the_metrics_of_their_images(n: int, m: int, dim: int) -> None:
+    """Whichever of N, M and D is the least."""
+    x, y = normals(0, n, dim), normals(1, m, dim, 1.2)
     [found] = redraw([x], y, draws=3)
-    assert found.value["fid"] == pytest.approx(frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()), rel=1e-9)
-    assert found.value["kid"] == pytest.approx(mmd(x, y, CUBIC).value, rel=1e-9)
-    w = resample(300, 3, 0)
-    assert w.sum(1).tolist() == [300] * 3
+    w = resample(n, 3, 0)
+    assert w.sum(1).tolist() == [n] * 3
     picked = torch.cat([x[i : i + 1].expand(int(n), -1) for i, n in enumerate(w[0])])
-    assert float(found.draws["fid"][0]) == pytest.approx(
-        frechet(picked.mean(0), picked.T.cov(), y.mean(0), y.T.cov()), rel=1e-9
-    )
-    kernel = ((x @ x.T) / 6 + 1) ** 3
-    apart = ~torch.eye(300, dtype=torch.bool)  # an image and itself are no pair, also when it was drawn twice
+    theirs = frechet(picked.mean(0), picked.T.cov(), y.mean(0), y.T.cov())
+    assert float(found["fid"][0]) == pytest.approx(theirs, rel=1e-7)
+    kernel = ((x @ x.T) / dim + 1) ** 3
+    apart = ~torch.eye(n, dtype=torch.bool)  # an image and itself are no pair, also when it was drawn twice
     both = torch.outer(w[0], w[0]) * apart
-    cross, real = ((x @ y.T) / 6 + 1) ** 3, ((y @ y.T) / 6 + 1) ** 3
-    own = float((both * kernel).sum() / both.sum())
-    theirs = float((real.sum() - real.trace()) / (250 * 249))
-    expected = own + theirs - 2 * float((w[0][:, None] * cross).sum() / (300 * 250))
-    assert float(found.draws["kid"][0]) == pytest.approx(expected, rel=1e-9)
+    cross = ((x @ y.T) / dim + 1) ** 3
+    expected = float((both * kernel).sum() / both.sum()) - 2 * float((w[0][:, None] * cross).sum() / (n * m))
+    assert float(found["kid"][0]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_bootstrap_of_kid_sees_all_classes_of_data_that_come_class_by_class() -> None:
+    """Held-out images and samples are chosen at random, the same of all models, where there are too many."""
+    y = torch.cat([normals(0, 300, 4), normals(1, 300, 4) + 2])
+    both, one = torch.cat([normals(2, 200, 4), normals(3, 200, 4) + 2]), normals(4, 400, 4)
+    a, b = redraw([both, one], y, draws=40, rows=150)
+    assert float((a["kid"] - b["kid"]).mean()) == pytest.approx(
+        mmd(both, y, CUBIC).value - mmd(one, y, CUBIC).value, rel=0.25
+    )
+    whole = redraw([both, one], y, draws=40)
+    assert float((whole[0]["kid"] - whole[1]["kid"]).mean()) < 0 < float(whole[1]["kid"].std())
+    with pytest.raises(BadShape, match="got 400, 3 images"):
+        redraw([both, one[:3]], y)
 
 
 def test_a_paired_gap_is_surer_than_its_sides_and_true() -> None:
@@ -95,14 +106,21 @@ def test_a_paired_gap_is_surer_than_its_sides_and_true() -> None:
     y, gaps, errors, sides = normals(10_000, 400, 3), [], [], []
     for seed in range(40):
         noise = normals(seed, 300, 3)
-        a, b = redraw([noise + 0.4, noise + 0.35], y, draws=40, seed=seed)
-        found = gap(a, b, "fid")
-        gaps.append(found.value)
+        a, b = (noise + far for far in (0.4, 0.35))
+        gaps.append(float(fid_of(a, y) - fid_of(b, y)))
+        drawn = [each["fid"] for each in redraw([a, b], y, draws=40, seed=seed)]
+        found = gap(gaps[-1], *drawn)
         errors.append(found.se)
-        sides.append(math.hypot(float(a.draws["fid"].std()), float(b.draws["fid"].std())))
+        sides.append(math.hypot(*(float(each.std()) for each in drawn)))
+        assert found.value == gaps[-1]
+        assert found.high - found.value == pytest.approx(1.96 * found.se, rel=1e-4)
     assert np.mean(errors) == pytest.approx(np.std(gaps), rel=0.35)  # a deviation of 40 is known to 11 %
     assert np.mean(errors) < 0.3 * np.mean(sides)
     assert np.mean(gaps) > 0
+
+
+def fid_of(x: Tensor, y: Tensor) -> float:
+    return frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov())
 
 
 # ---- the shelf ---------------------------------------------------------------------------------------------------

@@ -31,6 +31,11 @@ def render(out: Path, record: dict[str, Any]) -> Path:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        environment.filters["share"] = _share
         text = environment.get_template(f"{name}.j2").render(r=record, picture=picture)
         (out / name).write_text(text, encoding="utf-8")
     return out / "report.html"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

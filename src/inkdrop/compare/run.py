@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ from inkdrop.evals.interval import difference_of_means, mean_of
 from inkdrop.evals.nearest import Near
 from inkdrop.evals.paired import gap, redraw
 from inkdrop.evals.prdc import prdc
-from inkdrop.evals.score import reference_shelf, score
+from inkdrop.evals.score import real_features, reference_shelf, score
 from inkdrop.evals.shelf import Seen
-from inkdrop.evals.stream import chunks, subset
+from inkdrop.evals.stream import subset
 from inkdrop.find import Part
 from inkdrop.generate import sample
 from inkdrop.train.record import describe_run, write_atomically
@@ -37,6 +38,9 @@ __all__ = ["run_compare"]
 
 SHOWN = 10
 """Images of each entry in the grid."""
+
+_BALLS = 2000
+"""Precision and recall are of so many images at most, chosen at random: of each data set a table of distances."""
 
 
 def run_compare(
@@ -93,9 +97,11 @@ def run_compare(
         figures, found = _answer(entry, plan["n"], seed, train, test, extractor, screen)
         rows.append(figures)
         seen.append(found)
-    real = torch.cat([extractor(x) for _, x, _ in chunks(test)])
-    _balls(rows, seen, real, seed)
-    record = _record(entries, rows, plan, seed, train, test, extractor)
+    reference = reference_shelf(train, test, extractor)
+    real, floor = real_features(train, test, extractor, plan["n"], seed, reference)
+    *balls, of_floor = _balls([*seen, floor], real, seed)
+    rows = [{**row, **ball} for row, ball in zip(rows, balls, strict=True)]
+    record = _record(entries, rows, plan, seed, train, test, extractor) | {"floor": of_floor}
     record |= {"recipes": _recipes(entries, rows), "differences": _differences(entries, rows, seen, real, seed)}
     _draw(entries, rows, out, seed)
     write_atomically(out / "compare.json", record)
@@ -143,13 +149,15 @@ def _answer(
     return row, torch.cat(kept)
 
 
-def _balls(rows: list[dict[str, Any]], seen: Sequence[Tensor], real: Tensor, seed: int) -> None:
-    """Add precision and recall to the rows, against as many held-out images as there are samples, 2,000 at most."""
-    few = real[subset(len(real), min(len(seen[0]), 2000), seed=seed, draw=3)]
-    for row, features in zip(rows, seen, strict=True):
-        enough = min(len(few), len(features)) > 5
-        found = prdc(few, features[:2000])._asdict() if enough else None
-        row["precision"], row["recall"] = (None, None) if found is None else (found["precision"], found["recall"])
+def _balls(made: Sequence[Tensor], real: Tensor, seed: int) -> list[dict[str, float | None]]:
+    """Precision and recall of each set of features, against as many held-out images as the first has, 2,000 at most."""
+    few = real[subset(len(real), min(len(made[0]), _BALLS), seed=seed, draw=3)]
+    found = []
+    for features in made:
+        some = features[subset(len(features), _BALLS, seed=seed, draw=4)]
+        seen = prdc(few, some) if min(len(few), len(some)) > 5 else None
+        found.append({name: None if seen is None else getattr(seen, name) for name in ("precision", "recall")})
+    return found
 
 
 def _record(
@@ -204,20 +212,26 @@ def _differences(
     entries: Sequence[Entry], rows: Sequence[dict[str, Any]], seen: Sequence[Tensor], real: Tensor, seed: int
 ) -> list[dict[str, Any]]:
     """By how much each two recipes differ: over training seeds where both have several, else over images."""
-    drawn, groups = redraw(seen, real, seed=seed), list(_groups(entries).values())
+    pairs = list(combinations(_groups(entries).values(), 2))
+    paired = sorted({group[0] for pair in pairs if not _seeded(*pair) for group in pair})
+    drawn = dict(zip(paired, redraw([seen[i] for i in paired], real, seed=seed), strict=True)) if paired else {}
     found = []
-    for index, a in enumerate(groups):
-        for b in groups[index + 1 :]:
-            over = "training seeds" if min(len(a), len(b)) > 1 else "images"
-            for metric in ("kid", "fid"):
-                if over == "images":
-                    gone = gap(drawn[a[0]], drawn[b[0]], metric)
-                else:
-                    values = [[_value(rows[i], metric) for i in group] for group in (a, b)]
-                    gone = difference_of_means(*values)
-                pair = {"a": entries[a[0]].label, "b": entries[b[0]].label, "metric": metric, "over": over}
-                found.append({**pair, **gone._asdict(), "clear": gone.low > 0 or gone.high < 0})
+    for a, b in pairs:
+        for metric in ("kid", "fid"):
+            mine, theirs = ([_value(rows[i], metric) for i in group] for group in (a, b))
+            if _seeded(a, b):
+                gone = difference_of_means(mine, theirs)
+            else:
+                gone = gap(mine[0] - theirs[0], drawn[a[0]][metric], drawn[b[0]][metric])
+            over = "training seeds" if _seeded(a, b) else "images"
+            pair = {"a": entries[a[0]].label, "b": entries[b[0]].label, "metric": metric, "over": over}
+            found.append({**pair, **gone._asdict(), "clear": gone.low > 0 or gone.high < 0})
     return found
+
+
+def _seeded(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether both recipes have several runs."""
+    return min(len(a), len(b)) > 1
 
 
 def _value(row: dict[str, Any], metric: str) -> float:

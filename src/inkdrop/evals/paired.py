@@ -8,84 +8,100 @@ import torch
 from torch import Tensor
 
 from inkdrop.errors import BadShape
-from inkdrop.evals.frechet import frechet
 from inkdrop.evals.interval import Estimate, estimate, resample
 from inkdrop.evals.mmd import CUBIC
+from inkdrop.evals.stream import subset
 
-__all__ = ["Redrawn", "gap", "redraw"]
+__all__ = ["gap", "redraw"]
 
-_ROWS = 2000
-"""So many images of each set, the first ones, are in the table of kernels."""
+_ROWS = 10_000
+"""KID is of so many images of each set at most, chosen at random, as that of `score` is."""
 
-
-class Redrawn:
-    """FID and KID of one model, and of each bootstrap sample of its images.
-
-    Args:
-        features: (N, D) of its images.
-        real: (M, D) of held-out images, which stay as they are.
-        weights: (draws, N), how often each image is in each sample: the same for all models that are compared.
-
-    Attributes:
-        value: metric -> its value on the images themselves.
-        draws: metric -> (draws,), on each sample.
-
-    Raises:
-        BadShape: weights of another number of images.
-    """
-
-    def __init__(self, features: Tensor, real: Tensor, weights: Tensor) -> None:
-        if weights.shape[1] != len(features):
-            raise BadShape(f"bootstrap: got weights of {weights.shape[1]} images for {len(features)}")
-        x, y = features.double(), real.double()
-        once = torch.ones(1, len(x), dtype=torch.float64)
-        self.value, self.draws = dict[str, float](), dict[str, Tensor]()
-        for name, of in (("fid", _fids), ("kid", _kids)):
-            self.value[name] = float(of(x, y, once)[0])
-            self.draws[name] = of(x, y, weights)
+_CHUNK = 1024
 
 
-def _fids(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """The Fréchet distance of each weighting of x to y."""
-    found = []
-    for w in weights:
-        total = w.sum()
-        mean = w @ x / total
-        centred = x - mean
-        found.append(frechet(mean, (centred * w[:, None]).T @ centred / (total - 1), y.mean(0), y.T.cov()))
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _kids(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """The unbiased MMD² of each weighting of x to y, pairs of an image with itself left out."""
-    x, y, w = x[:_ROWS], y[:_ROWS], weights[:, :_ROWS]
-    within, across, real = (CUBIC.pairs(a, b) for a, b in ((x, x), (x, y), (y, y)))
-    total, same = w.sum(1), w.square().sum(1)
-    own = ((w @ within * w).sum(1) - w.square() @ within.diagonal()) / (total**2 - same)
-    theirs = (real.sum() - real.diagonal().sum()) / (len(y) * (len(y) - 1))
-    return own + theirs - 2 * (w @ across.mean(1)) / total
-
-
-def redraw(features: Sequence[Tensor], real: Tensor, *, draws: int = 200, seed: int = 0) -> list[Redrawn]:
-    """Models on bootstrap samples of the same images: image i of each is from the same noise.
+def redraw(
+    features: Sequence[Tensor], real: Tensor, *, draws: int = 200, seed: int = 0, rows: int = _ROWS
+) -> list[dict[str, Tensor]]:
+    """FID and KID of models on bootstrap samples of the same images: image i of each is from the same noise.
 
     Args:
-        features: (N, D) of each model's images, in the order of the noise.
-        real: (M, D) of held-out images.
+        features: (N, D) of each model's images, in the order of the noise, N ≥ 2.
+        real: (M, D) of held-out images, which stay as they are, M ≥ 2.
         draws: bootstrap samples, ≥ 1.
         seed: of the samples.
+        rows: images of each set that KID is of, at most.
+
+    Returns:
+        For each model "fid" and "kid", float64 (draws,) each; "kid" without the pairs of held-out images, whose part is
+        the same in all.
+
+    Raises:
+        BadShape: not equally many images of all models.
+
+    Cost: a draw of FID takes the eigenvalues of a matrix of min(N, D, M) rows; KID N² + N·M kernels in chunks.
 
     Reference:
         Efron & Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.
     """
-    weights = resample(len(features[0]), draws, seed)
-    return [Redrawn(each, real, weights) for each in features]
+    if len({len(each) for each in features}) > 1:
+        raise BadShape(f"bootstrap: got {', '.join(str(len(each)) for each in features)} images, need equally many")
+    weights, y = resample(len(features[0]), draws, seed), real.double()
+    mean, factor = y.mean(0), _factor(y)
+    mine, theirs = (subset(len(x), rows, seed=seed, draw=draw) for x, draw in ((features[0], 5), (y, 6)))
+    return [
+        {"fid": _fids(x, mean, factor, weights), "kid": _kids(x[mine], y[theirs], weights[:, mine])}
+        for x in (each.double() for each in features)
+    ]
 
 
-def gap(a: Redrawn, b: Redrawn, metric: str) -> Estimate:
+def _factor(y: Tensor) -> Tensor:
+    """F (D, min(M, D)) with F·Fᵀ the covariance of y (M, D)."""
+    if len(y) < y.shape[1]:
+        return (y - y.mean(0)).T / (len(y) - 1) ** 0.5
+    values, vectors = torch.linalg.eigh(y.T.cov())
+    return vectors * values.clamp(min=0).sqrt()
+
+
+def _fids(x: Tensor, mean: Tensor, factor: Tensor, weights: Tensor) -> Tensor:
+    """The Fréchet distance of each weighting of x, of covariance A, to a mean and a covariance F·Fᵀ.
+
+    tr (A^{1/2}·F·Fᵀ·A^{1/2})^{1/2} is the sum of the singular values of C·F, where Cᵀ·C = A and C has a row an image.
+    """
+    middle = x.mean(0)
+    x = x - middle
+    squares, seen, found = x.square().sum(1), x @ factor, []
+    for w in weights:
+        total, there = w.sum(), w > 0
+        shift = w @ x / total
+        c = (seen[there] - shift @ factor) * (w[there] / (total - 1)).sqrt()[:, None]
+        inner = c @ c.T if len(c) < c.shape[1] else c.T @ c
+        overlap = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
+        spread = (w @ squares - total * shift.square().sum()) / (total - 1)
+        found.append((middle + shift - mean).square().sum() + spread + factor.square().sum() - 2 * overlap)
+    return torch.stack(found)
+
+
+def _kids(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """The unbiased MMD² of each weighting of x to y, without the pairs within y, and of x with itself."""
+    pairs, across = weights.new_zeros(len(weights)), weights.new_zeros(len(x))
+    for first in range(0, len(x), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        pairs += (weights[:, part] @ CUBIC.pairs(x[part], x) * weights).sum(1)
+        across[part] = CUBIC.pairs(x[part], y).mean(1)
+    total, twice = weights.sum(1), weights.square()
+    return (pairs - twice @ CUBIC.own(x)) / (total**2 - twice.sum(1)) - 2 * (weights @ across) / total
+
+
+def gap(value: float, a: Tensor, b: Tensor) -> Estimate:
     """By how much a's metric is above b's, ± 1.96 standard deviations of the differences on the bootstrap samples.
 
     The images and the noise are shared, so what is hard for both cancels. It says how sure the difference of these two
     *models* is on this data set, not of their recipes.
+
+    Args:
+        value: the difference of the metrics.
+        a: (draws,), from `redraw`.
+        b: (draws,), of the same draws.
     """
-    return estimate(a.value[metric] - b.value[metric], float((a.draws[metric] - b.draws[metric]).std()))
+    return estimate(value, float((a - b).std()))

@@ -23,7 +23,7 @@ from inkdrop.evals.shelf import Seen, Shelf, kept, look
 from inkdrop.evals.stream import Progress, chunk_rows, cut, subset
 from inkdrop.find import Part, build, find
 
-__all__ = ["ENOUGH", "check_metrics", "reference_shelf", "score"]
+__all__ = ["ENOUGH", "check_metrics", "real_features", "reference_shelf", "score"]
 
 ENOUGH = 2048
 """With fewer samples than this a warning says that FID is biased; it is the D of Inception, the customary least N."""
@@ -90,9 +90,9 @@ def score(
     copies = Copies(_distances(train, test, rows, meter, shelf, f"near-{held_out}-{seed}"))
     made = _read_samples(batches, train, features, labels, copies, seed, meter)
     meter.expect(n := made.moments.n)
-    real = _read(test, None, features, seed, meter, "held-out images", shelf, "test")
-    few = subset(len(train), n, seed=seed, draw=1)
-    floor = _read(train, few, features, seed, meter, "training images", shelf, f"train-{len(few)}-{seed}")
+    real, floor = (Pool(features, seed, classes=data.classes) for data in (test, train))
+    _read(_held_out(test, features, shelf), real, meter, "held-out images")
+    _read(_floor(train, n, features, seed, shelf), floor, meter, "training images")
     figures = {
         "n": n,
         **_setting(train, test, features),
@@ -233,29 +233,56 @@ def _distances(train: Data, test: Data, rows: list[int], meter: Meter, shelf: Sh
     return torch.cat(found)
 
 
-def _read(
-    data: Data,
-    rows: list[int] | None,
-    features: Features,
-    seed: int,
-    meter: Meter,
-    text: str,
-    shelf: Shelf | None,
-    name: str,
-) -> Pool:
-    """Take in real images."""
-    pool = Pool(features, seed, classes=data.classes)
-    for index, part in enumerate(cut(range(len(data)) if rows is None else rows, chunk_rows(data.shape))):
+def _seen(
+    data: Data, rows: Sequence[int], features: Features, shelf: Shelf | None, name: str
+) -> Iterator[dict[str, Tensor]]:
+    """What is seen of real images, part by part: features, and labels where there are any."""
+    for index, part in enumerate(cut(rows, chunk_rows(data.shape))):
 
         def make(part: Sequence[int] = part) -> dict[str, Tensor]:
             x, cond = data.take(part)
             labels = {} if cond is None or cond.label is None else {"labels": cond.label}
             return {"features": features(x), **labels}
 
-        seen = kept(shelf, f"{name}-{index}", make)
+        yield kept(shelf, f"{name}-{index}", make)
+
+
+def _held_out(test: Data, features: Features, shelf: Shelf | None) -> Iterator[dict[str, Tensor]]:
+    return _seen(test, range(len(test)), features, shelf, "test")
+
+
+def _floor(train: Data, n: int, features: Features, seed: int, shelf: Shelf | None) -> Iterator[dict[str, Tensor]]:
+    """As many training images as there are samples, or all there are, at random."""
+    few = subset(len(train), n, seed=seed, draw=1)
+    return _seen(train, few, features, shelf, f"train-{len(few)}-{seed}")
+
+
+def real_features(
+    train: Data, test: Data, features: Features, n: int, seed: int, shelf: Shelf | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features of all held-out images, and of those training images whose figures are the floors of n samples.
+
+    Args:
+        train: what the generators were trained on.
+        test: held-out images of the same data set.
+        features: from `features_for`.
+        n: how many samples.
+        seed: that of `score`.
+        shelf: as in `score`, which has left them there.
+
+    Returns:
+        (M, D) and (n or fewer, D), in the order of the data.
+    """
+    sides = _held_out(test, features, shelf), _floor(train, n, features, seed, shelf)
+    held_out, floor = (torch.cat([part["features"] for part in side]) for side in sides)
+    return held_out, floor
+
+
+def _read(parts: Iterable[dict[str, Tensor]], pool: Pool, meter: Meter, text: str) -> None:
+    """Take in real images."""
+    for seen in parts:
         pool.update(seen["features"], seen.get("labels"))
-        meter.add(len(part), text)
-    return pool
+        meter.add(len(seen["features"]), text)
 
 
 def _read_samples(
