@@ -128,6 +128,7 @@ def compare(
     Every checkpoint with every sampler, number of steps and scale. Writes OUT/report.html, report.md and compare.json.
     """
     from inkdrop import jobs
+    from inkdrop.compare.question import names_of
     from inkdrop.compare.run import run_compare
     from inkdrop.measures import measures_of
     from inkdrop.screen import Screen
@@ -135,7 +136,8 @@ def compare(
     measures, rest = measures_of(features, (), settings or ())
     if rest:
         raise BadArgument(f"compare --set: got {rest[0]!r}, need features.KNOB=VALUE; models are compared as they are")
-    bundles = [(path.name, jobs.open_bundle(path, weights, trust, device)) for path in checkpoints]
+    models = zip(names_of(checkpoints), checkpoints, strict=True)
+    bundles = [(name, jobs.open_bundle(path, weights, trust, device)) for name, path in models]
     ways: dict[str, Any] = {"samplers": sampler or (), "steps": steps or (), "guidance": guidance or ()}
     with Screen() as screen:
         ways |= {"budget": budget, "features": measures.features}

@@ -16,15 +16,16 @@ from inkdrop import picture
 from inkdrop.bundle import Bundle, load
 from inkdrop.classifier import load_classifier, with_parts
 from inkdrop.condition import Told, class_of, cond_of
-from inkdrop.core.ask import Belief
+from inkdrop.core.ask import Ask, Belief
 from inkdrop.core.cond import Cond
 from inkdrop.drive import watch
 from inkdrop.errors import BadArgument, UnknownName
 from inkdrop.files import refuse_folder, replace_folder
 from inkdrop.find import Part, names, parse
 from inkdrop.generate import plan_of, sample_shared
+from inkdrop.model import state_shape
 from inkdrop.parallel import ranks
-from inkdrop.plan import change, grid_of, needs_of, sampling
+from inkdrop.plan import Plan, change, grid_of, needs_of, sampling
 from inkdrop.recipe import dump, set_knobs, valid, with_knob
 from inkdrop.said import Said, each, told_of
 from inkdrop.train.record import write_atomically
@@ -38,6 +39,7 @@ __all__ = [
     "asks_of",
     "autoencoder_parts",
     "draw",
+    "guided_asks_of",
     "open_bundle",
     "with_plan",
     "write_figures",
@@ -118,10 +120,33 @@ def _numbered(text: str, classes: tuple[str, ...]) -> str:
 
 
 def asks_of(bundle: Bundle) -> int:
-    """How many questions a sample costs with the bundle's plan: counted, by running its sampler on nothing."""
-    plan, nothing = replace(bundle.plan, guide=()), torch.zeros(1, 1)
-    work = sampling(plan, nothing, grid_of(plan, bundle.schedule), lambda x, now, nxt: x)
-    return sum(1 for _ in watch(work, lambda ask: Belief(nothing, nothing, nothing))) - 1
+    """How many questions the plan's sampler has for a sample: counted, by running it on nothing."""
+    return len(_asked(bundle, replace(bundle.plan, guide=())))
+
+
+def guided_asks_of(bundle: Bundle) -> int:
+    """How many rows the nets are asked about for a sample, guidance included: what it costs, and the NFE of papers.
+
+    Where cfg, autoguidance or a classifier guides, two for each question of the sampler.
+    """
+    return sum(_asked(bundle, bundle.plan))
+
+
+def _asked(bundle: Bundle, plan: Plan) -> list[int]:
+    """The rows of each question that one sample costs."""
+    channels, *sides = state_shape(bundle)
+    nothing, rows = torch.zeros(1, channels, *(2 for _ in sides)), list[int]()
+
+    def hear(ask: Ask) -> Belief:
+        rows.append(len(ask.x))
+        zero = torch.zeros_like(ask.x)
+        return Belief(zero, zero, zero)
+
+    cond = Cond(label=torch.zeros(1, dtype=torch.int64))
+    work = sampling(plan, nothing, grid_of(plan, bundle.schedule), lambda x, now, nxt: x, cond)
+    for _ in watch(work, dict.fromkeys(("net", *needs_of(plan)), hear)):
+        pass
+    return rows
 
 
 def draw(bundle: Bundle, count: int, seed: int, told: Told, screen: Screen) -> Tensor:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import inkdrop
 from inkdrop import drawn
 from inkdrop.bundle import load
 from inkdrop.cli import main
-from inkdrop.compare.question import read_budget
+from inkdrop.compare.question import names_of, read_budget
 from inkdrop.compare.report import render
 from inkdrop.data.digits import digits
 from inkdrop.drawn import Samples, identity
@@ -29,7 +30,9 @@ from inkdrop.errors import BadArgument
 from inkdrop.evals.classifier import Classifier
 from inkdrop.evals.features import Pixels, features_for
 from inkdrop.evals.nearest import nearest
-from inkdrop.jobs import with_plan
+from inkdrop.find import Part
+from inkdrop.jobs import asks_of, guided_asks_of, with_plan
+from inkdrop.plan import change
 
 pytestmark = pytest.mark.app
 
@@ -228,7 +231,115 @@ def test_a_budget_bounds_the_images_of_all_alike(
     assert record["features"]["name"] == "classifier"
     run("compare", runs / "a0", "--steps", 2, "--steps", 3, "--budget", "100asks", "--out", tmp_path / "no", code=2)
     assert "too little for 50 images of each of 2 entries, which take about 250 asks" in capsys.readouterr().err
+    few = ["compare", runs / "a0", "-n", 10, "--steps", 2, "--steps", 3, "--out", tmp_path / "no"]
+    run(*few, "--budget", "40asks", code=2)
+    assert "too little for 10 images of each of 2 entries, which take about 50 asks" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_guidance_is_counted_in_what_an_entry_costs(runs: Path, tmp_path: Path) -> None:
+    """Two rows of the net a step: in the table, in the plot and in the budget."""
+    ways = ["--guidance", 1, "--guidance", 4, "--budget", "700asks"]
+    run("compare", runs / "a0", *ways, "-n", 900, "--features", "pixels", "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [entry["asks"] for entry in record["entries"]] == [3, 6]
+    assert record["n"] == 77  # 700 // (3 + 6)
+    assert "| 6 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_asks_of_guides_are_counted(runs: Path) -> None:
+    bundle, nets = load(runs / "a0"), {"weak": 1, "classifier": 1}
+    for guides, asks in (
+        ([], 4),
+        ([Part("cfg", {"scale": 0.0})], 4),
+        ([Part("cfg", {"scale": 3.0, "rescale": 0.7})], 8),
+        ([Part("cfg", {"scale": 3.0, "stop": 0.5})], 6),  # trailing: t = 1 and 0.75 are guided
+        (["autoguidance"], 8),
+        (["classifier"], 8),
+        (["autoguidance", Part("cfg", {"scale": 3.0})], 12),  # the weak net is asked one branch
+        (["threshold", Part("drift", {"mean": [0.0]})], 4),
+    ):
+        plan = change(bundle.plan, steps=4, guide=["none", *guides])
+        of = replace(bundle, recipe=replace(bundle.recipe, plan=plan), parts=nets)
+        assert guided_asks_of(of) == asks, guides
+        assert asks_of(of) == 4
+
+
+def test_copies_and_checkpoints_of_a_run_are_not_seeds(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds of a recipe differ by their seed and are equally far; of these alone nothing is drawn again."""
+
+    def compare(*models: Path, out: str) -> dict[str, Any]:
+        ways = ["-n", 60, "--features", "pixels", "--steps", 2, "--steps", 3, "--out", tmp_path / out]
+        run("compare", *models, *ways)
+        found: dict[str, Any] = json.loads((tmp_path / out / "compare.json").read_text())
+        return found
+
+    for seed, name in enumerate(("whole", "half")):
+        run("train", "digits", "--out", tmp_path / name, *settings(*TINY, f"train.seed={seed}", "train.save_every=2"))
+    copy = shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+    [early, _] = sorted((tmp_path / "half" / "checkpoints").iterdir())
+    record = compare(tmp_path / "whole", copy, early, out="copies")
+    assert record["recipes"] == []
+    assert {d["over"] for d in record["differences"]} == {"images"}
+    assert [entry["updates"] for entry in record["entries"]] == [4, 4, 4, 4, 2, 2]
+    same = next(d for d in record["differences"] if (d["a"], d["b"]) == ("whole, 2 steps", "copy, 2 steps"))
+    assert (same["value"], same["low"], same["clear"]) == (0, 0, False)
+    monkeypatch.setattr("inkdrop.compare.run.redraw", lambda *_, **__: pytest.fail("a bootstrap of seeds"))
+    assert {d["over"] for d in compare(runs / "a0", runs / "a1", out="seeds")["differences"]} == {"training seeds"}
+
+
+def test_models_that_start_from_a_picture_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid shows samples that are told and drawn as those that are scored."""
+    monkeypatch.setenv("INKDROP_CACHE", str(tmp_path / "cache"))
+    run("train", "digits", "--out", tmp_path / "hole", *settings(*TINY, "net=unet", "image=hole"))
+    ways = ["-n", 60, "--steps", 2, "--steps", 3, "--features", "pixels", "--out", tmp_path / "out"]
+    drawn_grids = list[torch.Tensor]()
+    monkeypatch.setattr("inkdrop.picture.save_grid", lambda x, *_, **__: drawn_grids.append(x))
+    run("compare", tmp_path / "hole", *ways)
+    [shown] = drawn_grids
+    test, pixels = digits("test"), Pixels((1, 8, 8))
+    for steps, x in zip((2, 3), shown.split(10), strict=True):
+        bundle = with_plan(load(tmp_path / "hole"), {"steps": steps}, ())
+        samples = Samples(bundle, 60, 0, digits("train"), test, pixels)
+        [scored] = samples.seen(samples.shelf())
+        torch.testing.assert_close(pixels(x), scored["features"][:10], rtol=0, atol=1e-4)
+        edge = test.take(range(10))[0]
+        assert torch.equal(x[..., 0, :], edge[..., 0, :])
+
+
+def test_names_of_models(tmp_path: Path) -> None:
+    """As short as tells them apart."""
+    one, two = Path("runs/a/checkpoints/step-4"), Path("runs/b/checkpoints/step-4")
+    assert names_of([one, two, Path("runs/c"), tmp_path / "." / "d"]) == ["a/step-4", "b/step-4", "c", "d"]
+    assert names_of([Path("x/runs/a"), Path("y/runs/a"), Path(".")]) == ["x/runs/a", "y/runs/a", Path.cwd().name]
+    with pytest.raises(BadArgument, match="got c twice"):
+        names_of([Path("c"), Path("c")])
+
+
+def test_any_name_of_a_folder_is_reported(runs: Path, tmp_path: Path) -> None:
+    """No formula in plots, no cell in tables and no tag in pages."""
+    odd = shutil.copytree(runs / "a0", tmp_path / "a$x_$b|<b>")
+    out = tmp_path / "out"
+    ways = ["-n", 60, "--steps", 2, "--steps", 3, "--features", "pixels"]
+    run("compare", odd, *ways, "--out", out)
+    text = (out / "report.md").read_text()
+    assert r"a$x_$b\|\<b>, 2 steps" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {8, 7}
+    assert "<b>" not in (out / "report.html").read_text()
+    assert "(pictures/trade.png)" in text
+
+
+def test_precision_of_too_few_images_has_no_plot(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inkdrop.compare.run._BALLS", 5)
+    out = tmp_path / "out"
+    run("compare", runs / "a0", "-n", 6, "--steps", 2, "--steps", 3, "--features", "pixels", "--out", out)
+    assert json.loads((out / "compare.json").read_text())["floor"] == {"precision": None, "recall": None}
+    assert "trade" not in (out / "report.md").read_text()
+    assert "Fidelity" not in (out / "report.html").read_text()
+    assert not (out / "pictures" / "trade.png").exists()
 
 
 def test_compare_takes_other_features(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,8 +367,10 @@ def test_budgets_are_read() -> None:
 def test_compare_refuses(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args, text in (
         ([runs / "a0"], "one model and one way"),
-        ([runs / "a0", runs / "a0"], "two entries of one name"),
-        ([runs / "a0", runs / "b0", "-n", 1], "need at least 2"),
+        ([runs / "a0", runs / "b0" / ".." / "a0"], "a0 twice, need each model once"),
+        ([runs / "a0", "--steps", 2, "--steps", 3, "--steps", 2], "compare steps: got 2 twice, need each once"),
+        ([runs / "a0", "--guidance", 0, "--guidance", 0], "compare guidance: got 0.0 twice"),
+        ([runs / "a0", runs / "b0", "-n", 5], "need at least 6"),
     ):
         run("compare", *args, "--out", tmp_path / "new", code=2)
         assert text in capsys.readouterr().err

@@ -97,6 +97,9 @@ def test_the_bootstrap_of_kid_sees_all_classes_of_data_that_come_class_by_class(
     )
     whole = redraw([both, one], y, draws=40)
     assert float((whole[0]["kid"] - whole[1]["kid"]).mean()) < 0 < float(whole[1]["kid"].std())
+    few = redraw([both[:3]], y)[0]["kid"]
+    assert 150 < len(few) < 200  # one draw in 9 is of one image, which has no pairs
+    assert bool(few.isfinite().all())
     with pytest.raises(BadShape, match="got 400, 3 images"):
         redraw([both, one[:3]], y)
 

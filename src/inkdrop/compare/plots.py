@@ -27,7 +27,8 @@ def _lines(rows: Sequence[Mapping[str, Any]], along: str) -> dict[str, list[Mapp
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         own = {"model": row["model"], "sampler": row["sampler"], "steps": row["steps"], "guidance": row["guidance"]}
-        found.setdefault(", ".join(str(v) for key, v in own.items() if key != along and v is not None), []).append(row)
+        name = ", ".join(str(value) for key, value in own.items() if key != along and value is not None)
+        found.setdefault(name.replace("$", r"\$"), []).append(row)  # else matplotlib reads formulas in names
     return found
 
 
@@ -48,10 +49,13 @@ def cost(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def trade(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Fidelity against diversity, a line over guidance scales where there are several."""
+def trade(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Any], path: Path) -> None:
+    """Fidelity against diversity, a line over guidance scales where there are several; none where neither is known."""
+    known = [row for row in rows if row["recall"] is not None]
+    if not known:
+        return
     figure, [axis] = _axes(1)
-    for place, (name, own) in enumerate(_lines([row for row in rows if row["recall"] is not None], "guidance").items()):
+    for place, (name, own) in enumerate(_lines(known, "guidance").items()):
         own = sorted(own, key=lambda row: row["guidance"] or 0.0)
         axis.plot(
             [row["recall"] for row in own],
@@ -68,6 +72,8 @@ def trade(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 textcoords="offset points",
                 fontsize=7,
             )
+    if floor["recall"] is not None:
+        axis.plot(floor["recall"], floor["precision"], "k*", label="training images")
     axis.set(xlabel="recall: diversity", ylabel="precision: fidelity")
     axis.legend(frameon=False, fontsize=8)
     axis.margins(0.15)

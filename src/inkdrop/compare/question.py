@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,11 @@ from inkdrop.drawn import Samples, identity, pace
 from inkdrop.errors import BadArgument, BadData
 from inkdrop.evals.features import Features
 from inkdrop.find import Part
-from inkdrop.jobs import asks_of
+from inkdrop.jobs import asks_of, guided_asks_of
 from inkdrop.plan import change
 from inkdrop.recipe import dump
 
-__all__ = ["LEAST", "Entry", "afford", "entries_of", "question_of", "read_budget", "read_plan"]
+__all__ = ["LEAST", "Entry", "afford", "entries_of", "names_of", "question_of", "read_budget", "read_plan"]
 
 LEAST = 50
 """Fewer images an entry are not compared."""
@@ -33,13 +34,18 @@ class Entry:
         label: the model's name and what differs from others of it.
         model: its name.
         bundle: with the plan.
-        recipe: its recipe without the seed, as JSON: entries of one recipe and plan differ by their training seed.
+        recipe: its recipe without the seed, its plan and how many updates it has had, as JSON.
     """
 
     label: str
     model: str
     bundle: Bundle
     recipe: str
+
+    @property
+    def seed(self) -> int:
+        """Of its training."""
+        return self.bundle.recipe.train.seed
 
     def samples(self, count: int, seed: int, train: Data, test: Data, features: Features) -> Samples:
         """Its samples."""
@@ -50,8 +56,8 @@ class Entry:
         plan = dump(self.bundle.recipe)["plan"]
         guidance = next((p["knobs"].get("scale", 1.0) for p in plan["guide"] if p["name"] == "cfg"), None)
         about = {"label": self.label, "model": self.model, "sampler": plan["sampler"]["name"], "steps": plan["steps"]}
-        training = self.bundle.recipe.train.seed
-        return {**about, "guidance": guidance, "asks": asks_of(self.bundle), "training_seed": training, "plan": plan}
+        trained = {"training_seed": self.seed, "updates": self.bundle.card.get("updates")}
+        return {**about, "guidance": guidance, "asks": guided_asks_of(self.bundle), **trained, "plan": plan}
 
 
 def entries_of(
@@ -62,6 +68,9 @@ def entries_of(
     Raises:
         BadArgument: fewer than 2 entries, one twice, or models of other shapes.
     """
+    for what, given in (("sampler", samplers), ("steps", steps), ("guidance", scales)):
+        if twice := [str(value) for value in dict.fromkeys(given) if given.count(value) > 1]:
+            raise BadArgument(f"compare {what}: got {', '.join(twice)} twice, need each once")
     found = []
     own: tuple[None] = (None,)
     for (name, bundle), sampler, count, scale in itertools.product(
@@ -72,13 +81,29 @@ def entries_of(
         plan = change(bundle.plan, sampler=sampler, steps=count, guidance=scale)
         made = replace(bundle, recipe=replace(bundle.recipe, plan=plan))
         words = [sampler, None if count is None else f"{count} steps", None if scale is None else f"w = {scale:g}"]
-        recipe = replace(made.recipe, train=replace(made.recipe.train, seed=0))
+        recipe = dump(replace(made.recipe, train=replace(made.recipe.train, seed=0)))
         label = ", ".join([name, *(word for word in words if word)])
-        found.append(Entry(label, name, made, json.dumps(dump(recipe), sort_keys=True)))
+        found.append(Entry(label, name, made, json.dumps([recipe, bundle.card.get("updates")], sort_keys=True)))
     if len(found) < 2:
         raise BadArgument("compare: got one model and one way to sample it; give two, or --steps 10 --steps 50")
     if len({entry.label for entry in found}) < len(found):
-        raise BadArgument("compare: got two entries of one name; give runs whose folders have different names")
+        raise BadArgument("compare: got two entries of one name; give models of different names")
+    return found
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """What to call models in folders: their last names, with those of the folders above where these tell them apart.
+
+    Raises:
+        BadArgument: a folder twice.
+    """
+    parts = [[part for part in Path(os.path.abspath(path)).parts if part != "checkpoints"] for path in paths]
+    found = []
+    for own, path in zip(parts, paths, strict=True):
+        if parts.count(own) > 1:
+            raise BadArgument(f"compare: got {path} twice, need each model once; try --steps 10 --steps 50")
+        depth = next(d for d in range(1, len(own) + 1) if sum(other[-d:] == own[-d:] for other in parts) == 1)
+        found.append("/".join(own[-depth:]))
     return found
 
 
@@ -108,19 +133,19 @@ def afford(entries: Sequence[Entry], count: int, budget: str | None, test: Data)
     All entries have equally many, for FIDs compare at equal N only.
 
     Raises:
-        BadArgument: the budget does not suffice for 50 of each.
+        BadArgument: the budget does not suffice for 50 of each, or for `count` if that is less.
     """
     seconds = [asks_of(entry.bundle) * pace(entry.bundle, test) for entry in entries]
     if budget is None:
         return count, seconds
     kind, amount = read_budget(budget)
-    each = sum(seconds) if kind == "seconds" else float(sum(asks_of(entry.bundle) for entry in entries))
-    most = min(count, int(amount / each))
-    if most < min(LEAST, count):
+    each = sum(seconds) if kind == "seconds" else float(sum(guided_asks_of(entry.bundle) for entry in entries))
+    most, least = min(count, int(amount / each)), min(LEAST, count)
+    if most < least:
         unit = "s" if kind == "seconds" else " asks"
         raise BadArgument(
-            f"budget: {budget} is too little for {LEAST} images of each of {len(entries)} entries, which take about "
-            f"{LEAST * each:.0f}{unit}; give more, fewer entries or fewer steps"
+            f"budget: {budget} is too little for {least} images of each of {len(entries)} entries, which take about "
+            f"{least * each:.0f}{unit}; give more, fewer entries or fewer steps"
         )
     return most, seconds
 

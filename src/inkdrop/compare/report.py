@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def render(out: Path, record: dict[str, Any]) -> Path:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.filters["share"] = _share
+        environment.filters |= {"share": _share, "plain": _plain}
         text = environment.get_template(f"{name}.j2").render(r=record, picture=picture)
         (out / name).write_text(text, encoding="utf-8")
     return out / "report.html"
@@ -39,3 +40,8 @@ def render(out: Path, record: dict[str, Any]) -> Path:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _plain(name: str) -> str:
+    """A name in which Markdown finds no table, tag or emphasis."""
+    return re.sub(r"([\\|<*`\[])", r"\\\1", name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from inkdrop.compare.question import Entry, afford, entries_of, question_of, rea
 from inkdrop.compare.report import render
 from inkdrop.core.dataset import Data
 from inkdrop.demo.plots import need_matplotlib
+from inkdrop.drawn import Samples
 from inkdrop.errors import BadArgument
 from inkdrop.eval_jobs import check_enough, seconds_text, split_of
 from inkdrop.evals.features import Features, features_for
@@ -28,13 +31,15 @@ from inkdrop.evals.score import real_features, reference_shelf, score
 from inkdrop.evals.shelf import Seen
 from inkdrop.evals.stream import subset
 from inkdrop.find import Part
-from inkdrop.generate import sample
 from inkdrop.train.record import describe_run, write_atomically
 
 if TYPE_CHECKING:
     from inkdrop.screen import Screen
 
 __all__ = ["run_compare"]
+
+FEWEST = 6
+"""Precision and recall are by each image's fifth neighbour, and a bootstrap of fewer images says nothing."""
 
 SHOWN = 10
 """Images of each entry in the grid."""
@@ -63,7 +68,7 @@ def run_compare(
         bundles: names and models of one data set.
         out: a new folder, or that of the same comparison, which goes on.
         data: where the data are now, if not where they were.
-        count: images of each entry, at most, ≥ 2.
+        count: images of each entry, at most, ≥ 6.
         seed: of the noise, the same for all.
         samplers: by name; each model's own if none.
         steps: of the samplers; each model's own if none.
@@ -77,8 +82,8 @@ def run_compare(
         MissingExtra: matplotlib is not installed.
     """
     need_matplotlib()
-    if count < 2:
-        raise BadArgument(f"compare: got {count} samples, need at least 2; try 1000")
+    if count < FEWEST:
+        raise BadArgument(f"compare: got {count} samples, need at least {FEWEST}; try 1000")
     entries = entries_of(bundles, samplers, steps, guidance)
     train, test = (split_of(bundles[0][1], data, split) for split in ("train", "test"))
     check_enough(bundles[0][1], train, test)
@@ -92,9 +97,10 @@ def run_compare(
         write_atomically(out / "plan.json", plan)
     _say_plan(entries, plan, screen)
     extractor = features_for(train, test, features, on_progress=screen.task("training the judge"))
+    samples = [entry.samples(plan["n"], seed, train, test, extractor) for entry in entries]
     rows, seen = [], []
-    for entry in entries:
-        figures, found = _answer(entry, plan["n"], seed, train, test, extractor, screen)
+    for entry, drawn in zip(entries, samples, strict=True):
+        figures, found = _answer(entry, drawn, screen)
         rows.append(figures)
         seen.append(found)
     reference = reference_shelf(train, test, extractor)
@@ -103,7 +109,7 @@ def run_compare(
     rows = [{**row, **ball} for row, ball in zip(rows, balls, strict=True)]
     record = _record(entries, rows, plan, seed, train, test, extractor) | {"floor": of_floor}
     record |= {"recipes": _recipes(entries, rows), "differences": _differences(entries, rows, seen, real, seed)}
-    _draw(entries, rows, out, seed)
+    _draw(samples, rows, of_floor, out)
     write_atomically(out / "compare.json", record)
     return render(out, record)
 
@@ -123,11 +129,9 @@ def _say_plan(entries: Sequence[Entry], plan: dict[str, Any], screen: Screen) ->
     screen.say(f"in all about {seconds_text(total)} of sampling; what is in the cache is not drawn again")
 
 
-def _answer(
-    entry: Entry, count: int, seed: int, train: Data, test: Data, features: Features, screen: Screen
-) -> tuple[dict[str, Any], Tensor]:
+def _answer(entry: Entry, samples: Samples, screen: Screen) -> tuple[dict[str, Any], Tensor]:
     """The figures of one entry, and its features (N, D) in the order of the noise."""
-    samples = entry.samples(count, seed, train, test, features)
+    train, test, features, seed = samples.train, samples.test, samples.features, samples.seed
     kept, spent, shelf = list[Tensor](), list[float](), samples.shelf()
 
     def seen() -> Any:
@@ -144,7 +148,7 @@ def _answer(
     row |= {
         "copies": figures["nearest"]["rate"],
         "seconds": sum(spent),
-        "seconds_a_thousand": 1000 * sum(spent) / count,
+        "seconds_a_thousand": 1000 * sum(spent) / samples.count,
     }
     return row, torch.cat(kept)
 
@@ -186,11 +190,13 @@ def _record(
     }
 
 
-def _groups(entries: Sequence[Entry]) -> dict[str, list[int]]:
-    """Entries that differ by the seed of their training alone."""
-    found: dict[str, list[int]] = {}
+def _groups(entries: Sequence[Entry]) -> dict[tuple[str, int], list[int]]:
+    """Entries that differ by the seed of their training alone; copies of a run are none."""
+    found: dict[tuple[str, int], list[int]] = {}
+    copies = Counter[tuple[str, int]]()
     for index, entry in enumerate(entries):
-        found.setdefault(entry.recipe, []).append(index)
+        found.setdefault((entry.recipe, copies[entry.recipe, entry.seed]), []).append(index)
+        copies[entry.recipe, entry.seed] += 1
     return found
 
 
@@ -239,12 +245,14 @@ def _value(row: dict[str, Any], metric: str) -> float:
     return value
 
 
-def _draw(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], out: Path, seed: int) -> None:
-    """Plots, and samples of all entries from the same noise, a row an entry."""
+def _draw(samples: Sequence[Samples], rows: Sequence[dict[str, Any]], floor: dict[str, Any], out: Path) -> None:
+    """Plots, and the first samples of all entries, which are told and drawn as those scored, a row an entry."""
     pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)
     plots.cost(rows, pictures / "cost.png")
-    plots.trade(rows, pictures / "trade.png")
-    if len(entries[0].bundle.shape) == 3:
-        x = [sample(entry.bundle, SHOWN, seed=seed) for entry in entries]
-        picture.save_grid(torch.cat(x), pictures / "samples.png", columns=SHOWN, scale=4 if x[0].shape[-1] < 40 else 1)
+    plots.trade(rows, floor, pictures / "trade.png")
+    if len(samples[0].bundle.shape) == 3:
+        few = range(min(SHOWN, samples[0].count))
+        name = f"shown-{len(few)}"
+        x = torch.cat([each.shelf().get(name, partial(each.draw, few))["x"] for each in samples])
+        picture.save_grid(x, pictures / "samples.png", columns=len(few), scale=4 if x.shape[-1] < 40 else 1)

@@ -33,8 +33,8 @@ def redraw(
         rows: images of each set that KID is of, at most.
 
     Returns:
-        For each model "fid" and "kid", float64 (draws,) each; "kid" without the pairs of held-out images, whose part is
-        the same in all.
+        For each model "fid" and "kid", float64 (draws,) each, fewer where a sample of few images was one image
+        alone; "kid" without the pairs of held-out images, whose part is the same in all.
 
     Raises:
         BadShape: not equally many images of all models.
@@ -47,6 +47,7 @@ def redraw(
     if len({len(each) for each in features}) > 1:
         raise BadShape(f"bootstrap: got {', '.join(str(len(each)) for each in features)} images, need equally many")
     weights, y = resample(len(features[0]), draws, seed), real.double()
+    weights = weights[(weights > 0).sum(1) > 1]
     mean, factor = y.mean(0), _factor(y)
     mine, theirs = (subset(len(x), rows, seed=seed, draw=draw) for x, draw in ((features[0], 5), (y, 6)))
     return [
@@ -58,9 +59,11 @@ def redraw(
 def _factor(y: Tensor) -> Tensor:
     """F (D, min(M, D)) with F·Fᵀ the covariance of y (M, D)."""
     if len(y) < y.shape[1]:
-        return (y - y.mean(0)).T / (len(y) - 1) ** 0.5
-    values, vectors = torch.linalg.eigh(y.T.cov())
-    return vectors * values.clamp(min=0).sqrt()
+        factor: Tensor = (y - y.mean(0)).T / (len(y) - 1) ** 0.5
+    else:
+        values, vectors = torch.linalg.eigh(y.T.cov())
+        factor = vectors * values.clamp(min=0).sqrt()
+    return factor
 
 
 def _fids(x: Tensor, mean: Tensor, factor: Tensor, weights: Tensor) -> Tensor:
