@@ -24,6 +24,7 @@ from inkdrop.bundle import load
 from inkdrop.cli import main
 from inkdrop.compare.question import names_of, read_budget
 from inkdrop.compare.report import render
+from inkdrop.compare.run import _balls
 from inkdrop.data.digits import digits
 from inkdrop.drawn import Samples, identity
 from inkdrop.errors import BadArgument
@@ -309,6 +310,18 @@ def test_models_that_start_from_a_picture_are_compared(tmp_path: Path, monkeypat
         assert torch.equal(x[..., 0, :], edge[..., 0, :])
 
 
+def test_precision_and_recall_see_all_classes_of_samples_that_come_class_by_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inkdrop.compare.run._BALLS", 100)
+    noise = torch.randn(2, 300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    real, made = torch.cat([noise[0, :150], noise[0, 150:] + 9]), torch.cat([noise[1, :150], noise[1, 150:] + 9])
+    [found] = _balls([made], real, 0)
+    assert found["precision"] is not None
+    assert found["recall"] is not None
+    assert min(found["precision"], found["recall"]) > 0.8
+
+
 def test_names_of_models(tmp_path: Path) -> None:
     """As short as tells them apart."""
     one, two = Path("runs/a/checkpoints/step-4"), Path("runs/b/checkpoints/step-4")
@@ -326,6 +339,9 @@ def test_any_name_of_a_folder_is_reported(runs: Path, tmp_path: Path) -> None:
     run("compare", odd, *ways, "--out", out)
     text = (out / "report.md").read_text()
     assert r"a$x_$b\|\<b>, 2 steps" in text
+    floor = json.loads((out / "compare.json").read_text())["floor"]
+    assert f"| {floor['precision']:.3f} | {floor['recall']:.3f} | | |" in text
+    assert f"<td>{floor['precision']:.3f}</td><td>{floor['recall']:.3f}</td>" in (out / "report.html").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {8, 7}
     assert "<b>" not in (out / "report.html").read_text()
