@@ -49,7 +49,7 @@ from inkdrop.evals.score import reference_shelf, score
 from inkdrop.evals.stream import subset
 from inkdrop.find import Part
 from inkdrop.generate import evaluating, sample
-from inkdrop.jobs import asks_of
+from inkdrop.jobs import guided_asks_of
 from inkdrop.plan import change
 from inkdrop.recipe import Recipe, open_data
 from inkdrop.train.loop import choose, fit, resume
@@ -260,7 +260,7 @@ class Lessons:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 x = sample(bundle, self.n, seed=0, batch=250).clamp(-1, 1)
             spent = time.process_time() - began
-            return x, {"asks": asks_of(bundle), "sampling": spent, **json.loads((run / "done.json").read_text())}
+            return x, {"asks": guided_asks_of(bundle), "sampling": spent, **json.loads((run / "done.json").read_text())}
 
         labels = torch.arange(self.n) % len(self.train.classes) if MODELS[name].told else None
         return self.figures(key, draw, labels)

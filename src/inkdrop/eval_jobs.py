@@ -22,7 +22,7 @@ from inkdrop.evals.shelf import Seen, Shelf
 from inkdrop.evals.text_match import Match, text_match
 from inkdrop.find import Part, build, check_knobs, find, knobs, parse
 from inkdrop.generate import evaluating
-from inkdrop.jobs import asks_of
+from inkdrop.jobs import asks_of, guided_asks_of
 from inkdrop.measures import Measures
 from inkdrop.parallel import ranks
 from inkdrop.recipe import dump, open_data, set_knobs
@@ -254,7 +254,7 @@ def _how(bundle: Bundle, seed: int, outside: float, seconds: float) -> dict[str,
         "checkpoint": bundle.card,
         "weights": weights_hash(bundle.denoiser),
         "plan": dump(bundle.recipe)["plan"],
-        "asks": asks_of(bundle),
+        "asks": guided_asks_of(bundle),
         "sampling_seconds": round(seconds, 3),
         "seed": seed,
         "threads": torch.get_num_threads(),

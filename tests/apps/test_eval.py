@@ -108,3 +108,9 @@ def test_the_pace_of_one_question_is_timed(run: Path, monkeypatch: pytest.Monkey
     assert drawn.pace(bundle, digit_data("test"), rows=4) == 1 / 4
     assert asked == 2
     assert torch.is_grad_enabled()
+
+
+def test_asks_count_guidance(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for scale, want in ((1, 2), (4, 4)):
+        code, out, err = inkdrop(capsys, run, *FEW, "--guidance", scale, "--json")
+        assert (code, json.loads(out)["asks"]) == (0, want), err
