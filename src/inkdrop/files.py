@@ -105,7 +105,7 @@ def tensors(state: Mapping[str, Tensor]) -> Writer:
     whole = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     bad = [name for name, t in whole.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
-        raise BadArgument(f"checkpoint: {bad[0]} is not finite; nothing was saved")
+        raise BadArgument(f"save: {bad[0]} is not finite; nothing was saved")
     return lambda path: save_file(whole, path)
 
 

@@ -395,3 +395,7 @@ def test_compare_refuses(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     run("compare", runs / "a0", runs / "b0", "--out", tmp_path / "mine", code=2)
     assert "is not the folder of a comparison" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    for text in ("[1]", "{"):
+        (tmp_path / "mine" / "plan.json").write_text(text)
+        run("compare", runs / "a0", runs / "b0", "--out", tmp_path / "mine", code=2)
+        assert "plan.json: cannot be read" in capsys.readouterr().err

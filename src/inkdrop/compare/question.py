@@ -173,9 +173,11 @@ def read_plan(out: Path, question: dict[str, Any]) -> dict[str, Any] | None:
     if not (out / "plan.json").is_file():
         raise BadArgument(f"{out}: is not the folder of a comparison; choose another --out")
     try:
-        known: dict[str, Any] = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        known = json.loads((out / "plan.json").read_text(encoding="utf-8"))
     except ValueError:
-        raise BadData(f"{out / 'plan.json'}: cannot be read; delete the folder and begin again") from None
+        known = None
+    if not isinstance(known, dict):
+        raise BadData(f"{out / 'plan.json'}: cannot be read; delete the folder and begin again")
     if known.get("question") != question:
         raise BadArgument(f"{out}: holds another comparison; choose another --out")
     return known
