@@ -378,7 +378,7 @@ def row_8(do: Lessons) -> Iterator[tuple[str, int, Any]]:
 
 
 def row_9(do: Lessons) -> Iterator[tuple[str, int, Any]]:
-    for steps in (*do.args.grid_steps, 20):
+    for steps in sorted({*do.args.grid_steps, 20}, reverse=True):
         for variance in ("beta", "beta-tilde"):
             yield f"{variance}, {steps} steps", 0, do.sampled("base", sampler=ddpm(variance), steps=steps)
 
