@@ -8,7 +8,7 @@ The paces are seconds of one core that an update of each recipe takes, measured 
 said of runs that were made beside other work. The floors are FID and KID of as many training images as there are
 samples, as they are and with every second one mirrored, as the published recipe's flips teach a model to draw. Each
 run is sampled by its own plan for 512 images, and for 10,000 by the same plan or, where that is 1,000 steps of DDPM, by
-50 of DDIM. Everything is kept in --work, and writes bench/results/headline.json and .md.
+16 of UniPC. Everything is kept in --work, and writes bench/results/headline.json and .md.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main() -> None:
             bundle = load(run)
             plan = bundle.plan
             if count > 512 and plan.steps == 1000:
-                plan = change(plan, sampler="ddim", steps=50)
+                plan = change(plan, sampler="unipc", steps=16)
             bundle = replace(bundle, recipe=replace(bundle.recipe, plan=plan))
             labels = torch.arange(count) % 10
             draw = lambda b=bundle, n=count: sample(b, n, seed=0, batch=250).clamp(-1, 1)  # noqa: E731
