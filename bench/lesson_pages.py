@@ -143,12 +143,13 @@ def grid(rows: Sequence[dict[str, Any]], work: Path, path: Path) -> bool:
 
 
 def draw(number: int, rows: Sequence[dict[str, Any]], real: dict[str, Any], path: Path) -> None:
-    """KID by setting with its interval; fidelity against diversity, in row 6 along the scale, in row 7 with time."""
+    """KID by setting with its interval; fidelity against diversity, in row 6 along the scale; in row 7 speed, too."""
     from matplotlib.figure import Figure
 
     by_setting = {name: own for name, own in settings_of(rows).items() if " at " not in name}
-    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.3 * len(by_setting))), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    many = 3 if number == 7 else 2
+    figure = Figure(figsize=(3 + 3 * many, max(3.2, 1.2 + 0.3 * len(by_setting))), dpi=110, layout="constrained")
+    left, right, *further = figure.subplots(1, many)
     for place, (name, own) in enumerate(by_setting.items()):
         colour, values = COLOURS[place % len(COLOURS)], [1000 * row["kid"] for row in own]
         mean = mean_of(values) if len(own) > 1 else None
@@ -157,10 +158,10 @@ def draw(number: int, rows: Sequence[dict[str, Any]], real: dict[str, Any], path
         left.plot(values, [-place] * len(values), "|", color="#444444")
         x, y = ([row[key] for row in own] for key in ("recall", "precision"))
         right.scatter(x, y, s=40, color=colour, alpha=0.8)
-        if number == 7:
-            note = f"{name}: {1000 * own[0]['sampling'] / own[0]['n']:.3g} ms a sample"
-            right.annotate(note, (min(x), y[x.index(min(x))]), (0, 8), textcoords="offset points", fontsize=7)
-        elif number == 6:
+        for axis in further:
+            spent = 1000 * own[0]["sampling"] / own[0]["n"]
+            axis.scatter([spent] * len(values), values, s=40, color=colour, alpha=0.8)
+        if number == 6:
             right.annotate(name, (x[0], y[0]), (6, 4), textcoords="offset points", fontsize=7)
     left.axvline(1000 * real["kid"], color="#444444", linestyle=":", label="training images")
     left.set_yticks([-i for i in range(len(by_setting))], list(by_setting), fontsize=8)
@@ -168,17 +169,17 @@ def draw(number: int, rows: Sequence[dict[str, Any]], real: dict[str, Any], path
         text.set_color(COLOURS[place % len(COLOURS)])
     left.set_ylim(0.5 - len(by_setting), 0.5)
     left.set_xlabel("KID × 1000, lower is better")
-    if min(1000 * r["kid"] for r in rows) > 0 and max(r["kid"] for r in rows) > 30 * min(r["kid"] for r in rows):
-        left.set_xscale("log")
     if number == 6:
         line = [own[0] for own in by_setting.values()]
         right.plot([row["recall"] for row in line], [row["precision"] for row in line], color="#888888", linewidth=0.8)
     right.plot([real["recall"]], [real["precision"]], "*", markersize=12, color="#444444")
     where = (real["recall"], real["precision"])
-    right.annotate("training images", where, (-30, -14), textcoords="offset points", fontsize=7)
+    right.annotate("training images", where, (-30, 8), textcoords="offset points", fontsize=7)
     right.set(xlabel="recall: diversity", ylabel="precision: fidelity")
     right.margins(0.15)
-    for axis in (left, right):
+    for axis in further:
+        axis.set(xscale="log", xlabel="time a sample, ms: speed", ylabel="KID × 1000: quality")
+    for axis in (left, right, *further):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
