@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from inkdrop.find import Part
 from inkdrop.recipe import Recipe, dump
 from inkdrop.settings import Train
-from inkdrop.train.dry import dry_run, peak_memory
+from inkdrop.train.dry import dry_run, in_use, peak_memory
 from inkdrop.train.resident import process_memory
 from inkdrop.train.trainer import Trainer
 from runs import digits, points
@@ -35,11 +34,9 @@ def measured(recipe: Recipe) -> int:
     tensors = [*trainer.denoiser.net.state_dict().values(), *trainer.ema.net.state_dict().values()]
     tensors += [value for entry in trainer.optimiser.state_dict()["state"].values() for value in entry.values()]
     trainer.optimiser.zero_grad(set_to_none=True)
-    gc.collect()  # what other tests left in cycles
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         trainer.step()
-    events = seen.profiler.kineto_results.events()
-    used = list(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    used = in_use(seen)
     gradients = sum(p.grad.untyped_storage().nbytes() for p in trainer.denoiser.net.parameters())
     x0, cond = trainer.ahead._newest.batch  # stays for another try of the update
     batch = sum(t.untyped_storage().nbytes() for t in (x0, *vars(cond).values()) if isinstance(t, torch.Tensor))
@@ -108,6 +105,23 @@ def test_a_dry_run_says_nothing_of_its_own_and_changes_nothing():
         [sys.executable, "-c", code], env={**env, "PYTHONPATH": paths}, capture_output=True, text=True
     )
     assert (done.stdout, done.stderr, done.returncode) == ("8\n", "", 0)
+
+
+def test_what_came_before_the_look_does_not_go_in_it():
+    """And what goes between two looks leaves no trace at its address."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+        old = [torch.zeros(1000 + i) for i in range(50)]
+    half, old = old[:25], old[25:]
+    old.clear()
+    again = [torch.zeros(1025 + i) for i in range(25)]  # mostly at the addresses of those that went
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        one = torch.zeros(10)
+        half.clear()
+        again.clear()
+        two = torch.zeros(20)
+        del one
+    assert in_use(seen) == [40, 120, 80]
+    assert len(two) == 20
 
 
 def test_garbage_that_is_collected_meanwhile_is_not_counted(monkeypatch):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from inkdrop.recipe import Recipe
@@ -17,7 +17,7 @@ from inkdrop.train.loop import check_latents
 from inkdrop.train.resident import process_memory
 from inkdrop.train.trainer import Trainer
 
-__all__ = ["dry_run", "peak_memory"]
+__all__ = ["dry_run", "in_use", "peak_memory"]
 
 _SIZES = (2, 4)  # samples of the two passes from which larger batches are told
 
@@ -125,9 +125,34 @@ def _trace(trainer: Trainer, count: int, with_gradients: bool) -> list[int]:
         before = torch.cuda.memory_allocated(trainer.device)
         run()
         return [torch.cuda.max_memory_allocated(trainer.device) - before]
-    gc.collect()  # tensors in cycles would be set free within the pass, and be missing from it
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr that it begins, and that it ends
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
+    return in_use(seen) or [0]
+
+
+def in_use(seen: profile) -> list[int]:
+    """Bytes in use after each allocation and release of what was allocated while the profiler looked, in their order.
+
+    What came before and goes now is left out: other garbage, and what the profiler takes for an allocation of an
+    earlier look that it did not see go, because it lies at the same address.
+    """
     inner: Any = seen.profiler
-    return list(accumulate(e.nbytes() for e in inner.kineto_results.events() if e.name() == "[memory]")) or [0]
+    events = [e for e in _all(inner.kineto_results.experimental_event_tree()) if e.tag == _EventType.Allocation]
+    found, there, total = list[int](), set[int](), 0
+    for event in sorted(events, key=lambda each: each.start_time_ns):
+        place, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+        if size < 0 and place not in there:
+            continue
+        (there.discard if size < 0 else there.add)(place)
+        total += size
+        found.append(total)
+    return found
+
+
+def _all(events: Iterable[Any]) -> Iterator[Any]:
+    """Events of a profiler with all that lie within them."""
+    waiting = list(events)
+    while waiting:
+        yield (event := waiting.pop())
+        waiting.extend(event.children)
