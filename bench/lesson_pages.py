@@ -36,7 +36,7 @@ SHARED = {
     10: "told the time: row 1's cosine model, seed 0",
     11: "three levels: row 1's cosine model, seed 0",
 }
-COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2aa198", "#d6589f", "#5c5c5c")
+COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2aa198", "#d6589f", "#5c5c5c", "#8a5a44")
 
 
 def settings_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
