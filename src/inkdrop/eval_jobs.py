@@ -72,36 +72,19 @@ def likelihood_of(
     from inkdrop.evals.likelihood import Settings, likelihood
     from inkdrop.evals.stream import subset
 
-    for name in changes:
-        if name not in ("steps", "grid") and changes[name] is not None:
-            raise BadArgument(
-                f"eval --nll: got {name}, which has no effect: likelihood is of the bare model; leave it out"
-            )
-    if bundle.parts:
-        raise BadArgument(f"eval --nll: got {', '.join(bundle.parts)}, which has no effect; leave it out")
-    for what, there in (("of latents", bundle.codec), ("that starts from a picture", bundle.pair)):
-        if there is not None:
-            raise BadArgument(f"eval --nll: got a model {what}, whose likelihood of pictures is not known; try eval")
-    given = {name: changes[name] for name in ("steps", "grid") if changes[name] is not None}
-    for text in settings:
-        path, sign, value = text.partition("=")
-        slot, _, knob = path.strip().partition(".")
-        if slot != "nll" or not sign:
-            raise BadArgument(f"--set: got {text!r}, but with --nll only nll.KNOB=VALUE has an effect, as nll.draws=4")
-        given[knob] = parse(value.strip())
+    given = _nll_knobs(bundle, changes, settings)
     how, test = Settings(**check_knobs("nll", Settings, given)), split_of(bundle, data, "test")
     if test.classes != bundle.classes:
         raise BadArgument("eval --nll: the data have other classes than the model, so it cannot be told them")
 
     def estimate(seconds: float, asks: tuple[int, int]) -> None:
-        about = f"{seconds / 60:.0f} min" if seconds > 100 else f"{seconds:.0f} s"
-        about = "in the cache" if seconds == 0 else f"about {about}"
+        about = f"about {seconds_text(seconds)}" if seconds else "in the cache"
         which = f"{len(rows)} of {len(test)} held-out images"
         screen.say(f"{which}, {asks[0]:,} asks each of the chain and {asks[1]:,} of the flow: {about}")
 
     test = test if bundle.reader is None else Captioned(test, bundle.reader)
     rows, task = subset(len(test), count, seed=seed), screen.task("likelihood")
-    batch = 16 if next(bundle.denoiser.parameters()).device.type == "cpu" else 64  # less is lost, and no more slowly
+    batch = 16 if next(bundle.denoiser.parameters()).device.type == "cpu" else 64  # the fewer, the less is lost
     about = {"model": identity(bundle), "data": test.fingerprint, "rows": rows, "how": asdict(how), "seed": seed}
     shelf = Shelf("likelihood", {**about, "batch": batch})
     with evaluating(bundle.denoiser):
@@ -120,6 +103,28 @@ def likelihood_of(
     of = {"n": len(test), "source": test.source, "fingerprint": test.fingerprint}
     model = {"checkpoint": bundle.card, "weights": weights_hash(bundle.denoiser)}
     return {**found, "data": of, **model, "seed": seed, "threads": torch.get_num_threads()}
+
+
+def _nll_knobs(bundle: Bundle, changes: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """The knobs of a likelihood; whatever has no effect on it is refused, and a model that has none."""
+    for name in changes:
+        if name not in ("steps", "grid") and changes[name] is not None:
+            raise BadArgument(
+                f"eval --nll: got {name}, which has no effect: likelihood is of the bare model; leave it out"
+            )
+    if bundle.parts:
+        raise BadArgument(f"eval --nll: got {', '.join(bundle.parts)}, which has no effect; leave it out")
+    for what, there in (("of latents", bundle.codec), ("that starts from a picture", bundle.pair)):
+        if there is not None:
+            raise BadArgument(f"eval --nll: got a model {what}, whose likelihood of pictures is not known; try eval")
+    given = {name: changes[name] for name in ("steps", "grid") if changes[name] is not None}
+    for text in settings:
+        path, sign, value = text.partition("=")
+        slot, _, knob = path.strip().partition(".")
+        if slot != "nll" or not sign:
+            raise BadArgument(f"--set: got {text!r}, but with --nll only nll.KNOB=VALUE has an effect, as nll.draws=4")
+        given[knob] = parse(value.strip())
+    return given
 
 
 def check_enough(bundle: Bundle, train: Data, test: Data) -> None:
