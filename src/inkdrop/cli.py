@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -101,7 +102,7 @@ def demo(
     from inkdrop.demo.run import run_demo
     from inkdrop.screen import Screen
 
-    with Screen() as screen:
+    with Screen("the same command begins again") as screen:
         report = run_demo(out, updates=updates, samples=samples, screen=screen)
     typer.echo(f"report: {report}")
 
@@ -138,19 +139,21 @@ def train(
     if dry_run:
         return print_dry_run(made, look(made, device, process=True, trust=trust))
     target = out or Path("runs") / Path(recipe).stem
-    with Screen() as screen:
-        heard = screen.training(seconds=max_time)
-        bundle = fit(
-            made,
-            target,
-            max_steps=max_steps,
-            max_time=max_time,
-            heard=heard,
-            device=device,
-            speed=how,
-            trust=trust,
-        )
+    with Screen("that was before the first update, so there is nothing to resume") as screen:
+        words: dict[str, Any] = {"device": device, "speed": how, "trust": trust}
+        words |= {"max_steps": max_steps, "max_time": max_time, "heard": screen.training(seconds=max_time)}
+        bundle = _kept(lambda: fit(made, target, **words))
     return _say_next(target, bundle)
+
+
+def _kept(training: Callable[[], Bundle]) -> Bundle:
+    """The model of a training; of one that a signal ended in good order, as far as it came."""
+    from inkdrop.train.interrupt import Stopped
+
+    try:
+        return training()
+    except Stopped as stop:
+        return stop.bundle
 
 
 def _say_next(run: Path, bundle: Bundle) -> None:
@@ -179,18 +182,10 @@ def resume(
     from inkdrop.screen import Screen
     from inkdrop.train import loop
 
-    with Screen() as screen:
-        heard, changes = screen.training(seconds=max_time), settings or ()
-        bundle = loop.resume(
-            run,
-            data=data,
-            settings=changes,
-            max_steps=max_steps,
-            max_time=max_time,
-            heard=heard,
-            device=device,
-            trust=trust,
-        )
+    with Screen("the run is as it was") as screen:
+        words: dict[str, Any] = {"data": data, "settings": settings or (), "device": device, "trust": trust}
+        words |= {"max_steps": max_steps, "max_time": max_time, "heard": screen.training(seconds=max_time)}
+        bundle = _kept(lambda: loop.resume(run, **words))
     _say_next(run, bundle)
 
 

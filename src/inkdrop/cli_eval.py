@@ -86,7 +86,7 @@ def evaluate(
     if out is not None:
         refuse_file(out)
     count = n if n is not None else 64 if nll else 1000
-    with Screen() as screen:
+    with Screen("the same command goes on from here") as screen:
         if nll:
             figures = eval_jobs.likelihood_of(bundle, count, used, data, changes, settings, screen)
         else:
@@ -139,7 +139,7 @@ def compare(
     models = zip(names_of(checkpoints), checkpoints, strict=True)
     bundles = [(name, jobs.open_bundle(path, weights, trust, device)) for name, path in models]
     ways: dict[str, Any] = {"samplers": sampler or (), "steps": steps or (), "guidance": guidance or ()}
-    with Screen() as screen:
+    with Screen("the same command goes on from here") as screen:
         ways |= {"budget": budget, "features": measures.features}
         report = run_compare(bundles, out, data=data, count=n, seed=seed, screen=screen, **ways)
     typer.echo(f"report: {report}")

@@ -38,14 +38,22 @@ __all__ = [
     "print_scores",
 ]
 
+EVERY = 60.0
+"""Seconds between two lines of a task where stderr is no terminal."""
+
 Report = Callable[[int, int, str], None]
 """f(done, total, text): how far a task is."""
 
 
 class Screen:
-    """Progress bars on stderr while it is open; plain lines, one a phase, where stderr is no terminal; rank 0 only."""
+    """Progress bars on stderr while it is open; plain lines, now and then, where stderr is no terminal; rank 0 only.
 
-    def __init__(self) -> None:
+    Args:
+        stopped: what Ctrl-C leaves, which is said then.
+    """
+
+    def __init__(self, stopped: str = "nothing was written") -> None:
+        self._stopped = stopped
         self.console = Console(stderr=True, highlight=False, quiet=not is_first())
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),  # all of it fits into 80 columns
@@ -64,6 +72,8 @@ class Screen:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bars.stop()
+        if isinstance(error, KeyboardInterrupt):
+            self.say(f"stopped; {self._stopped}")
 
     def say(self, text: str) -> None:
         """One line above the bars."""
@@ -72,12 +82,21 @@ class Screen:
     def task(self, what: str) -> Report:
         """A bar for a task; the first report sets its length."""
         holder: list[TaskID] = []
+        begun = said = time.monotonic()
+        start = 0
 
         def report(done: int, total: int, text: str = "") -> None:
-            if not holder and not self.console.is_terminal:
-                self.say(f"{what} ...")
+            nonlocal begun, said, start
+            now = time.monotonic()
             if not holder:
                 holder.append(self._bars.add_task(what, total=total, note=""))
+                begun, said, start = now, now, done
+                if not self.console.is_terminal:
+                    self.say(f"{what} ...")
+            elif not self.console.is_terminal and now - said >= EVERY and start < done < total:
+                left = (now - begun) * (total - done) / (done - start)
+                self.say(f"{what}: {done:,} of {total:,}, about {max(1, round(left / 60))} min left")
+                said = now
             self._bars.update(holder[0], completed=done, total=total, note=text)
 
         return report

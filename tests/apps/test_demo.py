@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from inkdrop.bundle import Bundle, load, locate, save
-from inkdrop.demo import run
+from inkdrop.bundle import load, locate, save
 from inkdrop.demo.report import render
 from inkdrop.demo.run import measure, run_demo
 from inkdrop.errors import BadArgument, BadData
-from inkdrop.recipe import Recipe
 from inkdrop.screen import Screen
 
 pytestmark = pytest.mark.app
@@ -94,19 +91,3 @@ def test_pictures_are_of_the_models(folder: Path) -> None:
     np.testing.assert_array_equal(first[0], first[1])
     assert np.abs(last[0] - last[1]).mean() < 2  # alpha(1) is under 0.007 in both
     assert np.abs(first[0] - last[0]).mean() > 40
-
-
-def test_a_signal_ends_the_demo_and_not_its_first_training_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A training that a signal stopped returns in good order, with fewer updates; nothing comes after it."""
-    begun, plain = list[str](), run.fit
-
-    def stopped(recipe: Recipe, out: Path, **how: Any) -> Bundle:
-        begun.append(out.name)
-        return plain(replace(recipe, train=replace(recipe.train, steps=2)), out, **how)
-
-    monkeypatch.setattr(run, "fit", stopped)
-    with Screen() as screen, pytest.raises(KeyboardInterrupt):
-        run_demo(tmp_path / "demo", updates=4, samples=40, screen=screen)
-    assert begun == ["cosine"]

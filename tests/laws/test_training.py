@@ -30,7 +30,7 @@ from inkdrop.recipe import open_data
 from inkdrop.settings import Train
 from inkdrop.train.ema import Ema
 from inkdrop.train.guard import NotFinite
-from inkdrop.train.interrupt import hold_interrupts
+from inkdrop.train.interrupt import Stopped, hold_interrupts
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.order import learning_rate, rows_of
 from inkdrop.train.trainer import Trainer
@@ -311,11 +311,14 @@ def test_ctrl_c_tears_nothing(unbroken, tmp_path, monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Ema, "update", interrupted)
-            fit(points(dropout=0.3), run, heard=lambda kind, facts: heard.append((kind, facts)))
+            with pytest.raises(Stopped, match=r"^interrupted at update 13 of 24; go on with: inkdrop resume ") as stop:
+                fit(points(dropout=0.3), run, heard=lambda kind, facts: heard.append((kind, facts)))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     assert heard[-1] == ("end", {"update": 13, "why": "interrupted"})
+    assert isinstance(stop.value, KeyboardInterrupt), "a script does not go on with half a model"
+    assert stop.value.bundle.card["updates"] == 13
     resume(run)
     assert files_of(locate(run)) == files_of(locate(unbroken))
 

@@ -22,7 +22,7 @@ from inkdrop.recipe import open_data
 from inkdrop.settings import Train
 from inkdrop.train.ema import Ema
 from inkdrop.train.guard import NotFinite, offenders
-from inkdrop.train.interrupt import hold_interrupts
+from inkdrop.train.interrupt import Stopped, hold_interrupts
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.loss_scale import LossScale
 from inkdrop.train.order import rows_of
@@ -502,7 +502,8 @@ def test_sigterm_leaves_a_checkpoint_and_ends_cleanly(unbroken, monkeypatch, tmp
     heard: list[tuple[str, dict]] = []
     with monkeypatch.context() as patch:
         patch.setattr(Ema, "update", asked)
-        fit(points(dropout=0.3), run, heard=lambda kind, facts: heard.append((kind, facts)))
+        with pytest.raises(Stopped, match=r"^terminated at update 13 of 24; "):
+            fit(points(dropout=0.3), run, heard=lambda kind, facts: heard.append((kind, facts)))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert heard[-1] == ("end", {"update": 13, "why": "terminated"})
     resume(run)
@@ -524,7 +525,8 @@ def test_an_interrupt_in_a_look_or_a_save_is_made_good(place, unbroken, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, place, interrupted)
-        fit(points(dropout=0.3), run)
+        with pytest.raises(Stopped):
+            fit(points(dropout=0.3), run)
     assert locate(run).name == "step-00000016"
     resume(run)
     assert files_of(locate(run)) == files_of(locate(unbroken))

@@ -50,7 +50,7 @@ def run_demo(out: Path, *, updates: int, samples: int, screen: Screen) -> Path:
     Raises:
         BadArgument: the folder holds something else.
         MissingExtra: matplotlib is not installed.
-        KeyboardInterrupt: a training was stopped by a signal.
+        Stopped: by a signal; the same call begins again.
     """
     plots.need_matplotlib()
     if out.exists() and any(out.iterdir()) and not ((out / MARK).exists() or (out / "runs" / "cosine").exists()):
@@ -61,10 +61,7 @@ def run_demo(out: Path, *, updates: int, samples: int, screen: Screen) -> Path:
         recipe = digits()
         train = replace(recipe.train, steps=updates, preview_every=max(1, updates // 4), save_every=updates)
         recipe = replace(recipe, schedule=Part(name), train=train)
-        made = fit(recipe, out / "runs" / name, heard=screen.training(f"training ({name})", quiet=True))
-        if made.card["updates"] < updates:  # a signal ends a training in good order, and should end what follows, too
-            screen.say(f"stopped after {made.card['updates']:,} of {updates:,} updates; the same command begins again")
-            raise KeyboardInterrupt
+        fit(recipe, out / "runs" / name, heard=screen.training(f"training ({name})", quiet=True))
     draw(out, screen=screen)
     figures = measure(out, samples=samples, screen=screen)
     figures["minutes"] = round((time.monotonic() - began) / 60, 2)

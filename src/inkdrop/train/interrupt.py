@@ -7,8 +7,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-__all__ = ["Terminated", "heed_terminate", "hold_interrupts", "note_interrupts"]
+if TYPE_CHECKING:
+    from inkdrop.bundle import Bundle
+
+__all__ = ["Stopped", "Terminated", "heed_terminate", "hold_interrupts", "note_interrupts"]
+
+
+class Stopped(KeyboardInterrupt):
+    """A training that a signal ended in good order, so that a script which waits for its model does not go on.
+
+    Attributes:
+        bundle: the averaged model as far as it came.
+    """
+
+    def __init__(self, text: str, bundle: Bundle) -> None:
+        super().__init__(text)
+        self.bundle = bundle
 
 
 class Terminated(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from inkdrop.find import Part, find, knobs
 from inkdrop.parallel import ranks
 from inkdrop.recipe import Recipe, dump, read, refuse_foreign_code, set_knobs
 from inkdrop.train.allocator import keeping_memory
+from inkdrop.train.interrupt import Stopped
 from inkdrop.train.record import begin_record, go_on_record, note_progress, write_atomically
 from inkdrop.train.speed import FIELDS, fastest, said, table
 from inkdrop.train.state import prune
@@ -86,6 +87,7 @@ def fit(
         BadArgument: the folder holds a run, or a setting is wrong.
         Diverged: the loss left the finite numbers, and lower learning rates did not help.
         BadData: a sample cannot be read; a checkpoint was written where the run has begun.
+        Stopped: (a KeyboardInterrupt) Ctrl-C or SIGTERM; a checkpoint was written, and `bundle` holds the model.
     """
     made, out = choose(recipe, data=None if data is None else Path(data), settings=settings, trust=trust), Path(out)
     job = ranks()
@@ -101,8 +103,16 @@ def fit(
         )
     trainer = Trainer(made, out, heard, device, trust=trust, ranks=job)
     job.lead(lambda: _begin(out, trainer.recipe))
-    trainer.run(max_steps=max_steps, max_time=max_time)
-    return trainer.bundle()
+    return _trained(trainer, max_steps, max_time)
+
+
+def _trained(trainer: Trainer, max_steps: int | None, max_time: float | None) -> Bundle:
+    """The averaged model after a run to its end, or to a limit."""
+    why, bundle = trainer.run(max_steps=max_steps, max_time=max_time), trainer.bundle()
+    if why in ("interrupted", "terminated"):
+        last, run = trainer.recipe.train.steps, trainer.out
+        raise Stopped(f"{why} at update {trainer.update:,} of {last:,}; go on with: inkdrop resume {run}", bundle)
+    return bundle
 
 
 def _check_new(out: Path) -> None:
@@ -207,6 +217,7 @@ def resume(
     Raises:
         BadCheckpoint: it is no run folder, or its newest checkpoint is damaged.
         BadArgument: a setting that is not of train, or a max_steps that the run is past.
+        Stopped: as in fit.
     """
     run = Path(run)
     if not (run / "recipe.json").is_file():
@@ -229,8 +240,7 @@ def resume(
     if trainer.update < changed.train.steps:
         trainer.log.cut(trainer.update, trainer.guard.rollbacks, looked=trainer.looks_at(trainer.update))
         job.lead(lambda: _note(trainer))
-    trainer.run(max_steps=max_steps, max_time=max_time)
-    return trainer.bundle()
+    return _trained(trainer, max_steps, max_time)
 
 
 def _newest(run: Path) -> Path | None:
