@@ -8,11 +8,13 @@ says on stderr is in FOLDER-RANK.err.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ def trouble(kind: str, rank: int) -> None:
     from inkdrop.train import state
     from inkdrop.train.trainer import Trainer
 
-    losses, save, done = Trainer.losses, state.save, list[int]()
+    losses, save, whole, done = Trainer.losses, state.save, state.whole, list[int]()
 
     def wrong(self: Any, *args: Any, **rest: Any) -> Any:
         if self.ahead.places != self.ranks.share(self.recipe.train.batch):
@@ -53,13 +55,20 @@ def trouble(kind: str, rank: int) -> None:
             raise BadArgument("checkpoint: cannot be written (No space left on device)")
         return save(*args, **rest)
 
-    Trainer.losses, state.save = wrong, full  # type: ignore[method-assign,assignment]
+    def gone(*args: Any) -> Any:
+        if kind == "kill-saving" and rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args)
+
+    Trainer.losses, state.save, state.whole = wrong, full, gone  # type: ignore[method-assign,assignment]
 
 
 def rank(job: dict[str, Any]) -> int:
     """One rank, in a process of its own: its exit status."""
+    faulthandler.enable()  # what a crash of torch itself was doing
     from inkdrop.errors import InkdropError, Lost
     from inkdrop.train.buckets import Buckets
+    from inkdrop.train.interrupt import Stopped
     from inkdrop.train.loop import fit, resume
     from runs import points
 
@@ -75,6 +84,8 @@ def rank(job: dict[str, Any]) -> int:
         if not getattr(error, "echo", False):
             print(f"inkdrop: {error}", file=sys.stderr, flush=True)
         return 2
+    except Stopped:
+        pass
     return 0
 
 
@@ -91,6 +102,8 @@ def forked(job: dict[str, Any], number: int, port: int) -> int:
     status = 1
     try:
         status = rank(job)
+    except BaseException:  # noqa: BLE001 (os._exit would hide it)
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

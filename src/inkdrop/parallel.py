@@ -24,7 +24,7 @@ from inkdrop.meeting import meet
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALONE", "Ranks", "is_first", "is_many", "lost", "out_of_memory", "ranks", "shares"]
+__all__ = ["ALONE", "Ranks", "heeding_loss", "is_first", "is_many", "out_of_memory", "ranks", "shares"]
 
 T = TypeVar("T")
 
@@ -254,10 +254,20 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def lost(error: BaseException, ranks: Ranks) -> Lost | None:
-    """The `Lost` that an error of a collective within torch (FSDP's) amounts to; None if it is of another kind."""
-    signs = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Timed out waiting")
-    return _gone(error, ranks) if any(sign in str(error) for sign in signs) else None
+@contextmanager
+def heeding_loss(ranks: Ranks) -> Iterator[None]:
+    """Say in words what it means that a collective within torch fails: those of weights in shares (FSDP's).
+
+    Raises:
+        Lost: that was so; any other error is raised as it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Timed out waiting")
+        if isinstance(error, Lost) or not any(sign in str(error) for sign in signs):
+            raise
+        raise _gone(error, ranks) from error
 
 
 def _gone(error: BaseException, ranks: Ranks) -> Lost:

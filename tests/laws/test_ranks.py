@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
+from inkdrop.bundle import checkpoints
 from inkdrop.errors import BadArgument
 from inkdrop.parallel import ALONE, Ranks, shares
 from inkdrop.settings import Train
@@ -57,8 +58,14 @@ TRAIN = {"batch": 7, "steps": 24}
 def alone(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one rank."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    assert job(folder, 1, train=TRAIN)[0] == [0]
+    well(job(folder, 1, train=TRAIN))
     return folder
+
+
+def well(ended: tuple[list[int], list[str]]) -> None:
+    """All ranks of a job ended well; else what they said."""
+    codes, said = ended
+    assert not any(codes), (codes, said)
 
 
 def newest(run: Path) -> Path:
@@ -92,10 +99,10 @@ def test_ranks_and_micro_batches_change_no_number(job, alone, tmp_path, size, ac
 
 def test_a_memory_of_losses_and_power_averages_are_those_of_all_ranks(job, tmp_path):
     train = {**TRAIN, "draws": "aware", "snapshots": 8}
-    assert job(tmp_path / "one", 1, train=train)[0] == [0]
+    well(job(tmp_path / "one", 1, train=train))
     for shard in (False, True):
         many = tmp_path / f"many-{shard}"
-        assert job(many, 2, train={**train, "shard": shard})[0] == [0, 0]
+        well(job(many, 2, train={**train, "shard": shard}))
         same(tmp_path / "one", many)
         kept = [
             load_file(run / "averages" / "step-00000008" / "averages.safetensors") for run in (tmp_path / "one", many)
@@ -107,9 +114,9 @@ def test_a_memory_of_losses_and_power_averages_are_those_of_all_ranks(job, tmp_p
 def test_the_same_ranks_go_on_bit_for_bit(job, tmp_path, shard):
     """Stopped at update 12 and resumed, on 2 ranks, is not stopped."""
     train = {**TRAIN, "shard": shard}
-    assert job(tmp_path / "whole", 2, train=train)[0] == [0, 0]
-    assert job(tmp_path / "parts", 2, train=train, max_steps=12)[0] == [0, 0]
-    assert job(tmp_path / "parts", 2, "resume")[0] == [0, 0]
+    well(job(tmp_path / "whole", 2, train=train))
+    well(job(tmp_path / "parts", 2, train=train, max_steps=12))
+    well(job(tmp_path / "parts", 2, "resume"))
     assert files_of(newest(tmp_path / "whole")) == files_of(newest(tmp_path / "parts"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
 
@@ -119,8 +126,8 @@ def test_a_checkpoint_goes_on_with_other_ranks(job, alone, tmp_path, first, then
     """Written by ranks in shares, read by more, by one, or the other way round."""
     (size, shard), (more, sharded) = first, then
     run = tmp_path / "run"
-    assert job(run, size, train={**TRAIN, "shard": shard}, max_steps=12)[0] == [0] * size
-    assert job(run, more, "resume", train={"shard": sharded})[0] == [0] * more
+    well(job(run, size, train={**TRAIN, "shard": shard}, max_steps=12))
+    well(job(run, more, "resume", train={"shard": sharded}))
     same(alone, run)
 
 
@@ -158,22 +165,24 @@ def test_what_fails_on_one_rank_ends_all_and_is_said_once(job, tmp_path, trouble
 
 
 def test_a_signal_to_one_rank_ends_all_at_one_update_and_they_go_on_bit_for_bit(job, tmp_path):
-    assert job(tmp_path / "whole", 2, train=TRAIN)[0] == [0, 0]
+    well(job(tmp_path / "whole", 2, train=TRAIN))
     codes, said = job(tmp_path / "run", 2, train=TRAIN, trouble="terminate")
     assert codes == [0, 0], said
     assert newest(tmp_path / "run").name == "step-00000006"
-    assert job(tmp_path / "run", 2, "resume")[0] == [0, 0]
+    well(job(tmp_path / "run", 2, "resume"))
     assert files_of(newest(tmp_path / "whole")) == files_of(newest(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_a_rank_that_is_killed_ends_the_others_with_a_line(job, tmp_path, shard):
-    codes, said = job(tmp_path / "run", 2, train={**TRAIN, "save_every": 4, "shard": shard}, trouble="kill")
-    assert codes == [2, -9]
+@pytest.mark.parametrize(("shard", "trouble"), [(False, "kill"), (True, "kill"), (True, "kill-saving")])
+def test_a_rank_that_is_killed_ends_the_others_with_a_line(job, tmp_path, shard, trouble):
+    codes, said = job(tmp_path / "run", 2, train={**TRAIN, "save_every": 4, "shard": shard}, trouble=trouble)
+    assert codes == [2, -9], said
     last = said[0].splitlines()[-1]  # FSDP warns of itself before
     assert last.startswith("inkdrop: rank 0 of 2: another rank is gone or does not answer")
-    assert newest(tmp_path / "run").name == "step-00000004"
-    assert job(tmp_path / "run", 2, "resume")[0] == [0, 0]
+    assert [path.name for path in checkpoints(tmp_path / "run")] == (
+        [] if trouble == "kill-saving" else ["step-00000004"]
+    )
+    well(job(tmp_path / "run", 2, "resume"))
 
 
 def test_what_rank_0_refuses_ends_all_and_is_said_once(job, alone):

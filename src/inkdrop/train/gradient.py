@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inkdrop.errors import BadArgument, InkdropError
-from inkdrop.parallel import lost, out_of_memory, shares
+from inkdrop.parallel import out_of_memory, shares
 from inkdrop.train.guard import NotFinite, offenders
 from inkdrop.train.shard import add_up, full
 
@@ -127,7 +127,7 @@ def _ended(trainer: Trainer, error: Exception) -> Exception:
             f"training: memory runs out on rank {trainer.ranks.rank} at update {trainer.update}, and with train.shard "
             f"no update can be computed again; try train.accumulate={2 * trainer.accumulate}, or more ranks"
         )
-    return lost(error, trainer.ranks) or error
+    return error
 
 
 def _halve_micro_batch(trainer: Trainer) -> None:

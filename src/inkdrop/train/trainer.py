@@ -19,7 +19,7 @@ from inkdrop.errors import BadArgument
 from inkdrop.find import check_knobs, find
 from inkdrop.find import knobs as knobs_of
 from inkdrop.generate import sample_shared, steps
-from inkdrop.parallel import ALONE, Ranks
+from inkdrop.parallel import ALONE, Ranks, heeding_loss
 from inkdrop.recipe import Recipe, denoiser_of
 from inkdrop.train.ahead import Ahead
 from inkdrop.train.allocator import keeping_memory
@@ -254,8 +254,9 @@ class Trainer:
             Diverged: the losses stay outside the finite numbers.
             BadData: a sample cannot be read any more.
             BadArgument: a file cannot be written, or there is not enough memory.
+            Lost: another rank is gone.
         """
-        with self.log, keeping_memory():
+        with self.log, keeping_memory(), heeding_loss(self.ranks):
             why = Run(self, self.log).go(max_steps, max_time)
         self.heard("end", {"update": self.update, "why": why})
         return why
