@@ -51,6 +51,8 @@ def test_a_sound_folder(tmp_path):
     assert found.modes == {"RGB": 50}
     assert found.classes == {"cat": 30, "dog": 20}
     assert found.splits == {split: len(folder(split, data=root)) for split in ("train", "test")}
+    assert "(with fewer than 100 held out, scores say little" in found.text()
+    assert "fewer than" not in dataclasses.replace(found, splits={"train": 1900, "test": 100}).text()
     assert (found.unreadable, found.duplicates, found.notes, found.reason) == ((), (), (), "")
     assert found.values == (-1, 1)
     assert options(found.command, root) == {}

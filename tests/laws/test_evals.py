@@ -618,6 +618,12 @@ def test_score_without_classes_says_so() -> None:
     assert [w for w in same["warnings"] if "are the training images" in w]
     tiny = Arrays(torch.rand(40, 1, 8, 8), title="tiny", source="drawn")
     assert [w for w in score([x], tiny, test, Pixels((1, 8, 8)))["warnings"] if "floor is of 40" in w]
+    for held_out in (99, 100):
+        real = Arrays(test.take(range(held_out))[0], title="real", source="drawn")
+        few = [
+            w for w in score([x], train, real, Pixels((1, 8, 8)))["warnings"] if "held-out images: figures that" in w
+        ]
+        assert len(few) == (held_out < 100)
 
 
 def test_score_holds_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

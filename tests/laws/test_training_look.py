@@ -13,7 +13,7 @@ import torch
 from inkdrop.errors import MissingExtra
 from inkdrop.recipe import open_data
 from inkdrop.train.log import Log, scalars
-from inkdrop.train.look import advise, colours, colours_of, copies, drift, drift_text
+from inkdrop.train.look import advise, colours, colours_of, copies, copies_text, drift, drift_text
 from inkdrop.train.loop import fit, resume
 from inkdrop.train.trainer import Trainer
 from runs import digits, log_of, points
@@ -146,6 +146,17 @@ def test_planted_copies_are_reported_at_the_end(planted, monkeypatch, tmp_path):
     else:
         assert told == []
         assert report["mean"] > report["held_out_mean"]
+
+
+def test_few_held_out_images_cannot_tell_one_in_a_hundred():
+    """Of 6 and one sample each is the nearest by chance one time in 7: 16 / 7 samples of 16."""
+    found = {"n": 16, "copies": 3, "held_out_n": 99, "nearest": "a.png"}
+    assert "99 in 100" in copies_text({**found, "held_out_n": 100})
+    assert "chance" not in copies_text({**found, "held_out_n": 100})
+    text = copies_text({**found, "held_out_n": 6})
+    assert "than any of the 6 held-out images are, the nearest to a.png" in text
+    assert text.endswith("(by chance alone about 2.3 of 16 would be so)")
+    assert "any of the 99" in copies_text(found)
 
 
 def test_a_training_set_too_large_is_not_searched(monkeypatch):

@@ -24,6 +24,8 @@ from inkdrop.errors import BadArgument, BadData
 
 __all__ = ["Survey", "survey"]
 
+_FEW = 100  # held-out images, of which the nearest 1 % are told apart
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -77,7 +79,9 @@ class Survey:
             [f"  classes     {len(self.classes)} ({named}{', …' if len(self.classes) > 20 else ''})"] if named else []
         )
         lines += self._table()
-        lines += [f"  splits      {', '.join(f'{name}: {count:,}' for name, count in self.splits.items())}"]
+        lines += [
+            f"  splits      {', '.join(f'{name}: {count:,}' for name, count in self.splits.items())}{self._few()}"
+        ]
         if self.duplicates:
             groups = "; ".join(" = ".join(group[:4]) for group in self.duplicates[:5])
             more = "; …" if len(self.duplicates) > 5 else ""
@@ -87,6 +91,12 @@ class Survey:
         return "\n".join(
             [*lines, f"to train: {self.command}" if self.command else f"cannot be trained on: {self.reason}"]
         )
+
+    def _few(self) -> str:
+        """A word on scores that will rest on a handful of images."""
+        if self.splits.get("test", 0) >= _FEW or not self.splits.get("train"):
+            return ""
+        return f" (with fewer than {_FEW} held out, scores say little, of copies above all)"
 
     def _table(self) -> list[str]:
         """The lines about its table."""

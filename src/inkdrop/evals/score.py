@@ -17,7 +17,7 @@ from inkdrop.evals.classifier import Classifier
 from inkdrop.evals.features import Features, Pixels
 from inkdrop.evals.interval import estimate, frechet_error
 from inkdrop.evals.judge import Judge
-from inkdrop.evals.nearest import Copies, nearest
+from inkdrop.evals.nearest import FEW, Copies, nearest
 from inkdrop.evals.pool import MOST, Meter, Pool
 from inkdrop.evals.shelf import Seen, Shelf, kept, look
 from inkdrop.evals.stream import Progress, chunk_rows, cut, subset
@@ -350,6 +350,11 @@ def _warnings(figures: dict[str, Any], labels: Tensor | None) -> list[str]:
         found.append(
             f"{n:,} samples against {test_n:,} held-out images: with fewer than {ENOUGH:,} of either FID is biased "
             "upward; read KID, and FID only beside its floor"
+        )
+    if test_n < FEW:
+        found.append(
+            f"only {test_n:,} held-out images: figures that rest on them one by one (the rate of copies; precision, "
+            "recall, density and coverage) say little; add images, or hold out more"
         )
     if min(n, test_n) <= dim:
         found.append(

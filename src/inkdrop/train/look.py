@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from inkdrop.core.dataset import Data, Forward
-from inkdrop.evals.nearest import Copies, nearest
+from inkdrop.evals.nearest import FEW, Copies, nearest
 
-__all__ = ["advise", "colours", "colours_of", "copies", "drift", "drift_text"]
+__all__ = ["advise", "colours", "colours_of", "copies", "copies_text", "drift", "drift_text"]
 
 _IMAGES = 512  # of the data, by which colours are judged
 _HELD_OUT = 256  # by which it is judged how near to a training image is suspicious
@@ -134,3 +134,14 @@ def copies(x: Tensor, data: Data, held_out: Data) -> dict[str, Any] | None:
     tally.update(nearest(x.clamp(-1, 1).to(torch.float32), data))
     report = tally.report()
     return {**report, "nearest": data.name(report["pairs"][0]["train"])}
+
+
+def copies_text(found: dict[str, Any]) -> str:
+    """What `copies` found, for people; fewer than 100 held-out images cannot tell a share of 1 %."""
+    n, held_out = found["n"], found["held_out_n"]
+    than = "99 in 100" if held_out >= FEW else f"any of the {held_out}"
+    text = (
+        f"{found['copies']} of {n} samples are nearer to a training image than {than} held-out images are, the nearest "
+        f"to {found['nearest']}: the net may know its training images by heart"
+    )
+    return text if held_out >= FEW else f"{text} (by chance alone about {n / (held_out + 1):.1f} of {n} would be so)"

@@ -18,7 +18,7 @@ from inkdrop.parallel import out_of_memory
 from inkdrop.train.guard import Guard, NotFinite
 from inkdrop.train.interrupt import Terminated, heed_terminate, hold_interrupts, note_interrupts
 from inkdrop.train.log import Log
-from inkdrop.train.look import advise, colours_of, copies, drift, drift_text
+from inkdrop.train.look import advise, colours_of, copies, copies_text, drift, drift_text
 from inkdrop.train.record import note_progress, write_atomically
 from inkdrop.train.snapshots import drop_later, keep_snapshot
 from inkdrop.train.state import finite, newest_good
@@ -255,11 +255,7 @@ class Run:
         if found is not None:
             self.log.write(trainer.update, {"copies": found})
             if found["copies"]:
-                text = (
-                    f"{found['copies']} of {found['n']} samples are nearer to a training image than 99 in 100 held-out "
-                    f"images are, the nearest to {found['nearest']}: the net may know its training images by heart"
-                )
-                trainer.heard("copies", {"update": trainer.update, **found, "text": text})
+                trainer.heard("copies", {"update": trainer.update, **found, "text": copies_text(found)})
         self._save()
 
     def _copies(self, x: Tensor) -> dict[str, Any] | None:
