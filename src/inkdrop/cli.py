@@ -117,7 +117,7 @@ def train(
     max_steps: MaxSteps = None,
     max_time: MaxTime = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print recipe, parameters and memory; train nothing.")
+        bool, typer.Option("--dry-run", help="Print recipe, parameters, memory and time; train nothing.")
     ] = False,
     device: Device = "auto",
     speed: Annotated[
@@ -235,14 +235,14 @@ def sample(
     changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance, "clip": clip}
     changes |= {"guide": guide or None, "combine": combine, "noise": noise}
     bundle = jobs.with_plan(bundle, changes, settings or ())
-    target = out or Path("samples")
+    target, model = out or Path("samples"), {"path": str(checkpoint), "weights": weights}
     refuse_folder(target, overwrite)
     said = Said(label, text, attribute, image, mask, negative)
     told = told_of(bundle, said, n)
     with Screen() as screen:
         used = bundle.recipe.train.seed if seed is None else seed
         x = jobs.draw(bundle, n, used, told, screen)
-    ranks().lead(lambda: jobs.write_samples(x, target, bundle, used, said, overwrite))
+    ranks().lead(lambda: jobs.write_samples(x, target, bundle, used, said, overwrite, model))
     typer.echo(f"samples: {target}/grid.png")
 
 

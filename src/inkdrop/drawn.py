@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inkdrop.bundle import Bundle
 from inkdrop.core.dataset import Data
@@ -18,6 +17,7 @@ from inkdrop.evals.features import Features
 from inkdrop.evals.shelf import Shelf, look
 from inkdrop.evals.stream import chunk_rows, cut
 from inkdrop.evals.text_match import Match
+from inkdrop.files import weights_hash
 from inkdrop.generate import sample, steps
 from inkdrop.jobs import asks_of
 from inkdrop.parallel import ALONE, Ranks
@@ -28,19 +28,10 @@ if TYPE_CHECKING:
     from inkdrop.drive import Step
     from inkdrop.screen import Screen
 
-__all__ = ["BATCH", "Samples", "identity", "pace", "weights_hash"]
+__all__ = ["BATCH", "Samples", "identity", "pace"]
 
 BATCH = 256
 """Samples at a time."""
-
-
-def weights_hash(part: nn.Module) -> str:
-    """A hash of all that a part has learned, by name."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(part.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()[:16]
 
 
 def identity(bundle: Bundle) -> dict[str, Any]:

@@ -6,20 +6,21 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inkdrop.bundle import Bundle
 from inkdrop.core.dataset import Data
-from inkdrop.drawn import BATCH, Samples, identity, pace, weights_hash
+from inkdrop.drawn import BATCH, Samples, identity, pace
 from inkdrop.errors import BadArgument
 from inkdrop.evals.features import Features, features_for
 from inkdrop.evals.nearest import Near
 from inkdrop.evals.score import check_metrics, reference_shelf, score
 from inkdrop.evals.shelf import Seen, Shelf
 from inkdrop.evals.text_match import Match, text_match
+from inkdrop.files import weights_hash
 from inkdrop.find import Part, build, check_knobs, find, knobs, parse
 from inkdrop.generate import evaluating
 from inkdrop.jobs import asks_of, guided_asks_of
@@ -27,12 +28,10 @@ from inkdrop.measures import Measures
 from inkdrop.parallel import ranks
 from inkdrop.recipe import dump, open_data, set_knobs
 from inkdrop.said import Captioned
+from inkdrop.screen import Screen, seconds_text
 from inkdrop.train.record import describe_run
 
-if TYPE_CHECKING:
-    from inkdrop.screen import Screen
-
-__all__ = ["check_data", "check_enough", "likelihood_of", "score_bundle", "seconds_text", "split_of"]
+__all__ = ["check_data", "check_enough", "likelihood_of", "score_bundle", "split_of"]
 
 
 def split_of(bundle: Bundle, data: Path | None, split: str) -> Data:
@@ -157,13 +156,6 @@ def check_data(bundle: Bundle, train: Data) -> list[str]:
         "these are not the data that the model was trained on, or they have changed since: the rate of copies is not "
         "of its training images, and some held-out images may have been"
     ]
-
-
-def seconds_text(seconds: float) -> str:
-    """A time for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def score_bundle(

@@ -26,12 +26,22 @@ __all__ = [
     "replace_folder",
     "sha256",
     "tensors",
+    "weights_hash",
     "write_folder",
     "write_json",
 ]
 
 Writer = Callable[[Path], None]
 """Writes the file at the path that it is given."""
+
+
+def weights_hash(part: nn.Module) -> str:
+    """A hash of all that a part has learned, by name."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(part.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
 
 
 def write_folder(path: Path, writers: Mapping[str, Writer]) -> None:

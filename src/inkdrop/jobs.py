@@ -20,7 +20,7 @@ from inkdrop.core.ask import Ask, Belief
 from inkdrop.core.cond import Cond
 from inkdrop.drive import watch
 from inkdrop.errors import BadArgument, UnknownName
-from inkdrop.files import refuse_folder, replace_folder
+from inkdrop.files import refuse_folder, replace_folder, weights_hash
 from inkdrop.find import Part, names, parse
 from inkdrop.generate import plan_of, sample_shared
 from inkdrop.model import state_shape
@@ -156,11 +156,13 @@ def draw(bundle: Bundle, count: int, seed: int, told: Told, screen: Screen) -> T
     return sample_shared(bundle, count, job, told=told, seed=seed, on_step=lambda done, step: heard(done, step))
 
 
-def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, overwrite: bool) -> None:
+def write_samples(
+    x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, overwrite: bool, model: Mapping[str, str]
+) -> None:
     """Write samples as a new folder, whole or not at all.
 
     grid.png where they can be drawn; one PNG a sample where they are pictures, else samples.npy (float32, in the range
-    of the data); sample.json with how they were made, and what each was told.
+    of the data); sample.json with how they were made, by which weights, and what each was told.
     """
     refuse_folder(path, overwrite)
     cond = cond_of(bundle, len(x), told_of(bundle, said, len(x))) or Cond()
@@ -179,6 +181,8 @@ def write_samples(x: Tensor, path: Path, bundle: Bundle, seed: int, said: Said, 
         "images": each([str(picture) for picture in said.image or ()], len(x)),
         "mask": None if said.mask is None else str(said.mask),
         "plan": dump(bundle.recipe)["plan"],
+        "model": dict(model),
+        "weights": weights_hash(bundle.denoiser),
         "card": bundle.card,
     }
     files: dict[str, Any] = {

@@ -36,6 +36,7 @@ __all__ = [
     "print_room",
     "print_rooms",
     "print_scores",
+    "seconds_text",
 ]
 
 EVERY = 60.0
@@ -43,6 +44,15 @@ EVERY = 60.0
 
 Report = Callable[[int, int, str], None]
 """f(done, total, text): how far a task is."""
+
+
+def seconds_text(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3.5 h, 4.2 days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 class Screen:
@@ -95,7 +105,7 @@ class Screen:
                     self.say(f"{what} ...")
             elif not self.console.is_terminal and now - said >= EVERY and start < done < total:
                 left = (now - begun) * (total - done) / (done - start)
-                self.say(f"{what}: {done:,} of {total:,}, about {max(1, round(left / 60))} min left")
+                self.say(f"{what}: {done:,} of {total:,}, about {seconds_text(left)} left")
                 said = now
             self._bars.update(holder[0], completed=done, total=total, note=text)
 
@@ -228,6 +238,8 @@ def print_dry_run(recipe: Recipe, facts: dict[str, Any]) -> None:
     if facts["bytes_process"] is not None:
         table.add_row("", f"the process will grow by {_size(facts['bytes_process'])}, data and libraries included")
     table.add_row("training", f"{recipe.train.steps:,} updates of {recipe.train.batch}: {facts['epochs']:.1f} epochs")
+    if (each := facts["seconds_update"]) is not None:
+        table.add_row("", f"about {seconds_text(each * recipe.train.steps)} here, at {each:.2g} s an update")
     _print(table)
 
 

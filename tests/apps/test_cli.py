@@ -15,6 +15,7 @@ from inkdrop import __version__, picture
 from inkdrop.bundle import checkpoints, load, locate
 from inkdrop.cli import main
 from inkdrop.drive import trace
+from inkdrop.files import weights_hash
 from inkdrop.find import Part, names
 from inkdrop.generate import sample
 from inkdrop.jobs import asks_of, with_plan
@@ -195,6 +196,8 @@ def test_sampling_writes_each_image_a_grid_and_how(run, inkdrop):
     assert (how["seed"], how["count"], how["classes"]) == (7, 5, ["0", "1", "2", "3", "4"])
     assert how["plan"] == json.loads((run / "recipe.json").read_text())["plan"]
     assert how["card"]["updates"] == 6
+    assert how["model"] == {"path": str(run), "weights": "ema"}
+    assert how["weights"] == weights_hash(load(run).denoiser)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,10 @@ def test_every_option_of_sampling_has_its_effect(options, changes, run, inkdrop)
 
 def test_raw_weights_can_be_sampled(run, inkdrop):
     inkdrop("sample", run, "-n", 2, "--weights", "raw", "--out", "raw")
-    assert same(images_of(Path("raw")), bytes_of(sample(load(run, weights="raw"), 2)))
+    raw = load(run, weights="raw")
+    assert same(images_of(Path("raw")), bytes_of(sample(raw, 2)))
+    how = json.loads(Path("raw/sample.json").read_text())
+    assert (how["model"]["weights"], how["weights"]) == ("raw", weights_hash(raw.denoiser))
     assert not torch.equal(sample(load(run, weights="raw"), 2), sample(load(run), 2))
 
 

@@ -15,6 +15,7 @@ from inkdrop.cli import main
 from inkdrop.data.digits import digits as digit_data
 from inkdrop.errors import BadArgument
 from inkdrop.eval_jobs import check_data
+from inkdrop.files import weights_hash
 from inkdrop.plan import change
 from inkdrop.train.loop import fit
 from runs import digits
@@ -77,7 +78,7 @@ def test_figures_say_of_which_model_they_are(run: Path, tmp_path: Path, capsys: 
         found[weights] = json.loads(out)
         assert found[weights]["model"] == {"path": str(run), "weights": weights}
     assert found["ema"]["weights"] != found["raw"]["weights"]
-    assert found["ema"]["weights"] == drawn.weights_hash(load(run).denoiser)
+    assert found["ema"]["weights"] == weights_hash(load(run).denoiser)
 
 
 def test_data_that_are_others_are_said_to_be(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from inkdrop.errors import BadArgument, BadCheckpoint, InkdropWarning
 from inkdrop.find import Part
 from inkdrop.recipe import open_data
 from inkdrop.settings import Train
+from inkdrop.train import loop
 from inkdrop.train.ema import Ema
 from inkdrop.train.guard import NotFinite
 from inkdrop.train.interrupt import Stopped, hold_interrupts
@@ -323,6 +325,29 @@ def test_ctrl_c_tears_nothing(unbroken, tmp_path, monkeypatch):
     assert files_of(locate(run)) == files_of(locate(unbroken))
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_the_time_limit_counts_from_the_call(again, unbroken, tmp_path, monkeypatch):
+    """Opening the data and the net takes 40 of the 100 seconds that a cluster gives."""
+    clock, left = [1000.0], list[float]()
+
+    class Slow(Trainer):
+        def __init__(self, *args, **rest):
+            super().__init__(*args, **rest)
+            clock[0] += 40.0
+
+        def run(self, *, max_steps=None, max_time=None):
+            left.append(max_time)
+            return "max-time"
+
+    monkeypatch.setattr(loop, "Trainer", Slow)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    if again:
+        resume(unbroken, max_time=100.0)
+    else:
+        fit(points(), tmp_path / "run", max_time=100.0)
+    assert left == [60.0]
+
+
 def test_an_ignored_ctrl_c_stays_ignored():
     """As in a process that runs in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -495,12 +520,14 @@ def test_limits_always_stop(tmp_path):
     ends: list[dict] = []
     recipe = points(steps=10**6, save_every=10**6, preview_every=10**6)
     listen = lambda kind, facts: ends.append(facts) if kind == "end" else None  # noqa: E731
+    began = time.monotonic()
     fit(recipe, tmp_path / "run", max_time=0.2, heard=listen)
+    assert time.monotonic() - began >= 0.2
     assert ends[0]["why"] == "max-time"
     assert 1 <= ends[0]["update"] < 5000
     assert locate(tmp_path / "run").name == f"step-{ends[0]['update']:08d}"
     spent = json.loads((locate(tmp_path / "run") / "state.json").read_text())["seconds"]
-    assert 0.2 <= spent < 2, "it is asked after every update"
+    assert spent < 2, "it is asked after every update"
     resume(tmp_path / "run", max_steps=ends[0]["update"] + 2, heard=listen)
     assert ends[1] == {"update": ends[0]["update"] + 2, "why": "max-steps"}
     for wrong in ({"max_steps": 0}, {"max_time": -1.0}, {"max_time": math.nan}):

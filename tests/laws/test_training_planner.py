@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from inkdrop.find import Part
 from inkdrop.recipe import Recipe, dump
+from inkdrop.screen import print_dry_run
 from inkdrop.settings import Train
+from inkdrop.train import resident
 from inkdrop.train.dry import dry_run, in_use, peak_memory
-from inkdrop.train.resident import process_memory
+from inkdrop.train.resident import Need, need_of
 from inkdrop.train.trainer import Trainer
 from runs import digits, points
 
@@ -93,6 +96,40 @@ def test_more_micro_batches_need_less_memory_for_the_same_batch():
     assert one["bytes_fixed"] == four["bytes_fixed"]
     assert four["bytes_activations"] < 0.3 * one["bytes_activations"]
     assert one["bytes_peak"] == one["bytes_fixed"] + one["bytes_activations"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "sizes", "need"),
+    [
+        (32, 1, [8, 16], Need(100 + 3 * 32, 0.5 + 0.25 * 32)),
+        (32, 4, [2, 4], Need(100 + 3 * 8, 4 * (0.5 + 0.25 * 8))),
+        (512, 1, [32, 64], Need(100 + 3 * 512, 0.5 + 0.25 * 512)),
+        (1, 1, [1], Need(103, 0.75)),
+    ],
+)
+def test_memory_and_time_of_smaller_batches_are_continued_along_a_line(batch, accumulate, sizes, need, monkeypatch):
+    """A micro-batch of n takes 100 + 3·n bytes and 0.5 + n / 4 seconds, here."""
+    asked: list[int] = []
+
+    def measured(recipe: Recipe, size: int, *, trust: bool) -> Need:
+        asked.append(size)
+        return Need(100 + 3 * size, 0.5 + size / 4)
+
+    monkeypatch.setattr(resident, "_measured", measured)
+    assert need_of(points(batch=batch, accumulate=accumulate)) == need
+    assert asked == sizes
+
+
+@pytest.mark.long
+def test_a_dry_run_says_what_a_process_needs(capsys):
+    """Measured in processes of their own: more than torch's own bytes, and a time."""
+    facts = dry_run(points(), process=True)
+    assert facts["bytes_process"] > facts["bytes_peak"]
+    assert 0 < facts["seconds_update"] < 60
+    print_dry_run(points(), facts)
+    assert re.search(r"about \S+ s here, at \S+ s an update", capsys.readouterr().out)
+    print_dry_run(points(), dry_run(points()))
+    assert "here, at" not in capsys.readouterr().out
 
 
 @pytest.mark.long
@@ -180,6 +217,6 @@ def test_the_growth_of_the_process_is_told(knobs, batch, change):
         env=env,
         check=True,
     )
-    told, real = process_memory(recipe), int(done.stdout)
+    told, real = need_of(recipe).bytes, int(done.stdout)
     print(f"told {told:,}, measured {real:,}, ratio {told / real:.3f}")
     assert told == pytest.approx(real, rel=0.15)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from inkdrop.core.dataset import Data
 from inkdrop.demo.plots import need_matplotlib
 from inkdrop.drawn import Samples
 from inkdrop.errors import BadArgument
-from inkdrop.eval_jobs import check_enough, seconds_text, split_of
+from inkdrop.eval_jobs import check_enough, split_of
 from inkdrop.evals.features import Features, features_for
 from inkdrop.evals.interval import difference_of_means, mean_of
 from inkdrop.evals.nearest import Near
@@ -31,10 +31,8 @@ from inkdrop.evals.score import real_features, reference_shelf, score
 from inkdrop.evals.shelf import Seen
 from inkdrop.evals.stream import subset
 from inkdrop.find import Part
+from inkdrop.screen import Screen, seconds_text
 from inkdrop.train.record import describe_run, write_atomically
-
-if TYPE_CHECKING:
-    from inkdrop.screen import Screen
 
 __all__ = ["run_compare"]
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from inkdrop.recipe import Recipe
 from inkdrop.train.frames import Frame
 from inkdrop.train.loop import check_latents
-from inkdrop.train.resident import process_memory
+from inkdrop.train.resident import need_of
 from inkdrop.train.trainer import Trainer
 
 __all__ = ["dry_run", "in_use", "peak_memory"]
@@ -28,7 +28,8 @@ def dry_run(recipe: Recipe, device: str = "cpu", *, process: bool = False, trust
     Memory in bytes: "bytes_peak" is the most in use at once (see `peak_memory`); "bytes_fixed" the part of it that is
     weights, gradients, AdamW's two moments and the average, 20 bytes a float32 parameter, with the codec's weights;
     "bytes_activations" the rest. Data that are held in memory come on top. "bytes_process" is what the whole process
-    will grow by, where it was asked for and can be told: see `resident.process_memory`; on a GPU it is None.
+    will grow by, and "seconds_update" the time of an update, where they were asked for and can be told: see
+    `resident.need_of`; on a GPU they are None.
 
     Raises:
         InkdropError: whatever training would have raised at its start.
@@ -38,6 +39,7 @@ def dry_run(recipe: Recipe, device: str = "cpu", *, process: bool = False, trust
     parameters = sum(p.numel() for p in trainer.denoiser.parameters())
     fixed = _held(trainer) + _bytes(trainer.denoiser.parameters())
     peak = peak_memory(trainer)
+    need = need_of(recipe, trust=trust) if process and trainer.device.type == "cpu" else None
     return {
         "data": trainer.data.source,
         "samples": len(trainer.data),
@@ -51,7 +53,8 @@ def dry_run(recipe: Recipe, device: str = "cpu", *, process: bool = False, trust
         "bytes_fixed": fixed,
         "bytes_activations": max(0, peak - fixed),
         "bytes_peak": peak,
-        "bytes_process": process_memory(recipe, trust=trust) if process and trainer.device.type == "cpu" else None,
+        "bytes_process": None if need is None else need.bytes,
+        "seconds_update": None if need is None else need.seconds,
         "epochs": recipe.train.steps * recipe.train.batch / max(1, len(trainer.data)),
     }
 
@@ -66,7 +69,7 @@ def peak_memory(trainer: Trainer) -> int:
 
     On a GPU the allocator's own peaks of the two passes take the place of the moments (not measured on one so far); its
     cache and CUDA's own some hundred MiB come on top. On a processor the memory of libraries and kernels does, and the
-    holes that the C library leaves between blocks: `resident.process_memory` tells the whole.
+    holes that the C library leaves between blocks: `resident.need_of` tells the whole.
 
     Args:
         trainer: whose gradients are discarded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def fit(
         data: where your data are, like the command line's --data.
         settings: changes as "slot.knob=value", like the command line's --set.
         max_steps: stop after so many updates, ≥ 1.
-        max_time: stop after so many seconds.
+        max_time: stop after so many seconds of this call, the opening of the data included.
         heard: f(kind, facts), told of updates, previews and checkpoints.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         speed: "auto" measures some ways of training for half a minute, and trains in the fastest whose gradients are
@@ -89,6 +90,7 @@ def fit(
         BadData: a sample cannot be read; a checkpoint was written where the run has begun.
         Stopped: (a KeyboardInterrupt) Ctrl-C or SIGTERM; a checkpoint was written, and `bundle` holds the model.
     """
+    began = time.monotonic()
     made, out = choose(recipe, data=None if data is None else Path(data), settings=settings, trust=trust), Path(out)
     job = ranks()
     if job.tell(job.restarts > 0 and (out / "recipe.json").exists()):
@@ -103,12 +105,13 @@ def fit(
         )
     trainer = Trainer(made, out, heard, device, trust=trust, ranks=job)
     job.lead(lambda: _begin(out, trainer.recipe))
-    return _trained(trainer, max_steps, max_time)
+    return _trained(trainer, max_steps, max_time, began)
 
 
-def _trained(trainer: Trainer, max_steps: int | None, max_time: float | None) -> Bundle:
+def _trained(trainer: Trainer, max_steps: int | None, max_time: float | None, began: float) -> Bundle:
     """The averaged model after a run to its end, or to a limit."""
-    why, bundle = trainer.run(max_steps=max_steps, max_time=max_time), trainer.bundle()
+    left = None if max_time is None else max_time - (time.monotonic() - began)
+    why, bundle = trainer.run(max_steps=max_steps, max_time=left), trainer.bundle()
     if why in ("interrupted", "terminated"):
         last, run = trainer.recipe.train.steps, trainer.out
         raise Stopped(f"{why} at update {trainer.update:,} of {last:,}; go on with: inkdrop resume {run}", bundle)
@@ -219,7 +222,7 @@ def resume(
         BadArgument: a setting that is not of train, or a max_steps that the run is past.
         Stopped: as in fit.
     """
-    run = Path(run)
+    began, run = time.monotonic(), Path(run)
     if not (run / "recipe.json").is_file():
         raise BadCheckpoint(f"{run}: is no run folder (it has no recipe.json); give the folder that train wrote")
     recipe = choose(run / "recipe.json", trust=trust)
@@ -240,7 +243,7 @@ def resume(
     if trainer.update < changed.train.steps:
         trainer.log.cut(trainer.update, trainer.guard.rollbacks, looked=trainer.looks_at(trainer.update))
         job.lead(lambda: _note(trainer))
-    return _trained(trainer, max_steps, max_time)
+    return _trained(trainer, max_steps, max_time, began)
 
 
 def _newest(run: Path) -> Path | None:
