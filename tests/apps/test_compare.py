@@ -195,6 +195,11 @@ def test_compare_writes_a_report_and_goes_on(
         assert all(label in text for label in labels)
         assert f"{first['fid']:.2f}" in text
     assert {p.name for p in (tmp_path / "out" / "pictures").iterdir()} == {"cost.png", "trade.png", "samples.png"}
+    kid, fid = record["differences"][:2]
+    text = (tmp_path / "out" / "report.md").read_text()
+    shown = [f"| KID × 1000 | {1000 * kid['value']:.4g} | {1000 * kid['low']:.4g} to {1000 * kid['high']:.4g} |"]
+    shown += [f"| FID | {fid['value']:.4g} | {fid['low']:.4g} to {fid['high']:.4g} |"]
+    assert all(row in text for row in shown), "in the units of the table of entries"
     told = [{**d, "clear": i < 4} for i, d in enumerate(record["differences"])]
     render(tmp_path / "out", record | {"differences": told})
     for name, yes, no in (("report.html", "<td>yes</td>", "<td>no</td>"), ("report.md", "| yes |", "| no |")):
