@@ -167,7 +167,7 @@ def test_no_thread_is_left_after_an_exception(error, monkeypatch, tmp_path):
         raise error
 
     monkeypatch.setattr("inkdrop.train.ema.Ema.update", broken)
-    with contextlib.suppress(ZeroDivisionError):
+    with contextlib.suppress(KeyboardInterrupt, ZeroDivisionError):
         fit(points(workers=2), tmp_path / "run")
     assert not threads()
 
