@@ -34,7 +34,7 @@ def train_classifier(
 
     recipe = choose(jobs.open_bundle(checkpoint, "ema", trust, "cpu").recipe, data=data)
     refuse_folder(out, None)
-    with Screen() as screen:
+    with Screen("the same command goes on from here") as screen:
         heard = screen.task("training the classifier")
         made = fit_classifier(recipe, out, steps=max_steps, width=width, seed=seed, device=device, on_progress=heard)
     shares = ", ".join(f"{share:.1%}" for share in made.card["accuracy"])
@@ -63,7 +63,7 @@ def train_autoencoder(
 
     images, net, against = jobs.autoencoder_parts(name, data, settings or ())
     refuse_folder(out, None)
-    with Screen() as screen:
+    with Screen("the same command goes on from here") as screen:
         heard = screen.task("training the autoencoder")
         made = fit_autoencoder(
             images,

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -25,6 +25,7 @@ from inkdrop.recipe import open_data
 from inkdrop.settings import Train
 from inkdrop.train.adversary import PatchGAN, adaptive_weight, hinge
 from inkdrop.train.ema import Ema
+from inkdrop.train.halfway import Halfway
 from inkdrop.train.order import learning_rate, rows_of
 from inkdrop.train.trainer import device_of
 
@@ -95,7 +96,8 @@ def fit_autoencoder(
 
     Args:
         data: names the images; their sides must be multiples of the autoencoder's factor.
-        out: a new folder to write it to at the end; None writes nothing.
+        out: a new folder to write it to at the end; None writes nothing. The same call goes on with what was stopped,
+            from the hidden folder beside it; not with features that are a function.
         net: the autoencoder, in the room "codecs"; autoencoder_small by default.
         steps: updates, ≥ 1.
         batch: images an update, ≥ 1.
@@ -130,14 +132,18 @@ def fit_autoencoder(
     torch.manual_seed(seed)
     codec = Codec(part, images.shape).to(device_of(device))
     fit = _Fit(codec.autoencoder, images, held_out, train, against, precision)
-    fit.run(on_progress)
+    named = not callable(against.features)  # what an unnamed function says cannot be known again
+    about = {"data": images.fingerprint, "net": asdict(part), "train": asdict(train), "precision": precision}
+    halfway = Halfway(out if named else None, {**about, "against": asdict(against) if named else None})
+    fit.run(halfway, on_progress)
     shift, scale = measure(fit.ema.net, images)
     made = Codec(part, images.shape, shift, scale, net=fit.ema.net).eval().requires_grad_(False)
     made.card |= _card(made, images, held_out, train, against)
-    made.card["hours"] = round((time.monotonic() - began) / 3600, 4)
+    made.card["hours"] = round((halfway.seconds + time.monotonic() - began) / 3600, 4)
     made.to(codec.shift.device)
     if out is not None:
         save_codec(made, out)
+        halfway.drop()
     return made
 
 
@@ -161,13 +167,21 @@ class _Fit:
             self.against_critic = _adamw(self.critic, train.lr, (0.5, 0.9))
         self.starts = round(against.start * train.steps)
 
-    def run(self, on_progress: Progress | None) -> None:
-        """All updates; the averaged net is in `ema.net`."""
+    def run(self, halfway: Halfway, on_progress: Progress | None) -> None:
+        """All updates that are not done; the averaged net is in `ema.net`."""
         self.net.train()
-        for update in range(self.train.steps):
+        critic: dict[str, nn.Module | torch.optim.Optimizer] = {}
+        if self.critic is not None:
+            critic = {"critic": self.critic, "against_critic": self.against_critic}
+        with halfway.running(net=self.net, ema=self.ema.net, optimiser=self.optimiser, **critic) as done:
+            self._go_on(done, halfway, on_progress)
+
+    def _go_on(self, done: int, halfway: Halfway, on_progress: Progress | None) -> None:
+        for update in range(done, self.train.steps):
             x = self.images.take(rows_of(update, self.train.batch, len(self.images), self.train.seed))[0]
             torch.manual_seed((self.train.seed * 1_000_003 + update) % 2**63)  # nn.Dropout has no other key
-            facts = self.step(update, x.to(self.device))
+            with halfway.update(update):
+                facts = self.step(update, x.to(self.device))
             if on_progress is not None and ((update + 1) % 10 == 0 or update + 1 == self.train.steps):
                 shown = ", ".join(f"{name} {float(value):.4g}" for name, value in facts.items())
                 on_progress(update + 1, self.train.steps, shown)

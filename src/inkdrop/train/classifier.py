@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from inkdrop.core.dataset import Data
 from inkdrop.core.forward import diffuse
 from inkdrop.core.noise import Draw
 from inkdrop.errors import BadArgument, BadData, Diverged
-from inkdrop.recipe import Recipe, open_data
+from inkdrop.recipe import Recipe, dump, open_data
 from inkdrop.settings import Train
+from inkdrop.train.halfway import Halfway
 from inkdrop.train.held_out import BANDS
 from inkdrop.train.order import learning_rate, rows_of
 from inkdrop.train.trainer import device_of
@@ -46,11 +48,12 @@ def fit_classifier(
 
     x_t = alpha·x0 + sigma·eps at a time that is uniform over the schedule's; AdamW with the paper's weight decay, 0.05,
     a linear warm-up of a twentieth and cosine decay to 0. Images, times and noise are keyed by (seed, update, place),
-    weights and dropout by the seed: it gives the same weights on the same machine with the same number of threads.
+    dropout by (seed, update), weights by the seed: on one machine, with the same number of threads, it gives the same.
 
     Args:
         recipe: names the data, which must have classes, and the schedule.
-        out: a new folder to write it to at the end; None writes nothing.
+        out: a new folder to write it to at the end; None writes nothing. The same call goes on with what was stopped,
+            from the hidden folder beside it.
         steps: updates, ≥ 1.
         batch: images an update, ≥ 1.
         lr: the peak learning rate, > 0.
@@ -78,10 +81,14 @@ def fit_classifier(
         raise BadArgument(f"{out}: exists already; choose another --out")
     torch.manual_seed(seed)
     made = NoisyClassifier(recipe.schedule, data.shape, data.classes, {"width": width, "blocks": blocks})
-    _fit(made.to(device_of(device)), data, train, on_progress)
-    made.card |= {**_card(made, data, held_out, train), "seconds": round(time.monotonic() - began, 1)}
+    about = {"data": data.fingerprint, "schedule": dump(recipe)["schedule"], "width": width, "blocks": blocks}
+    halfway = Halfway(out, {**about, "train": asdict(train)})
+    _fit(made.to(device_of(device)), data, train, halfway, on_progress)
+    spent = halfway.seconds + time.monotonic() - began
+    made.card |= {**_card(made, data, held_out, train), "seconds": round(spent, 1)}
     if out is not None:
         save_classifier(made, out)
+        halfway.drop()
     return made
 
 
@@ -99,27 +106,30 @@ def _card(made: NoisyClassifier, data: Data, held_out: Data, train: Train) -> di
     }
 
 
-def _fit(made: NoisyClassifier, data: Data, train: Train, on_progress: Progress | None) -> None:
-    """The updates."""
+def _fit(made: NoisyClassifier, data: Data, train: Train, halfway: Halfway, on_progress: Progress | None) -> None:
+    """The updates that are not done."""
     device = made.net.stem.weight.device
     optimiser = torch.optim.AdamW(
         made.parameters(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
     )
     made.train()
-    for update in range(train.steps):
-        x0, label = _take(data, rows_of(update, train.batch, len(data), train.seed))
-        logits = made.logits(*_noisy(made, x0.to(device), Draw(train.seed, update, range(len(x0)))))
-        loss = F.cross_entropy(logits, label.to(device))
-        if not bool(loss.isfinite()):
-            raise Diverged(f"classifier: the loss is not finite at update {update}; lower the learning rate")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(made.parameters(), train.clip_grad)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(update, train)
-        optimiser.step()
-        if on_progress is not None and ((update + 1) % 10 == 0 or update + 1 == train.steps):
-            on_progress(update + 1, train.steps, f"loss {loss.item():.3f}")
+    with halfway.running(made=made, optimiser=optimiser) as done:
+        for update in range(done, train.steps):
+            x0, label = _take(data, rows_of(update, train.batch, len(data), train.seed))
+            torch.manual_seed((train.seed * 1_000_003 + update) % 2**63)  # nn.Dropout has no other key
+            logits = made.logits(*_noisy(made, x0.to(device), Draw(train.seed, update, range(len(x0)))))
+            loss = F.cross_entropy(logits, label.to(device))
+            if not bool(loss.isfinite()):
+                raise Diverged(f"classifier: the loss is not finite at update {update}; lower the learning rate")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(made.parameters(), train.clip_grad)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(update, train)
+            with halfway.update(update):
+                optimiser.step()
+            if on_progress is not None and ((update + 1) % 10 == 0 or update + 1 == train.steps):
+                on_progress(update + 1, train.steps, f"loss {loss.item():.3f}")
     made.eval().requires_grad_(False)
 
 
