@@ -111,8 +111,9 @@ class Trainer:
         lay_out(self.denoiser.net, train, self.device)
         self.ema = Ema(self.denoiser.net, train.ema)
         if self.sharded:
-            for net in (self.denoiser.net, self.ema.net):
-                shard(net, self.ranks, self.device)
+            with heeding_loss(self.ranks):
+                for net in (self.denoiser.net, self.ema.net):
+                    shard(net, self.ranks, self.device)
         self.powers = Powers(self.denoiser.net) if train.snapshots else None
         if train.compile:  # its average stays as it is written
             self.denoiser.net.compile(dynamic=False)
