@@ -14,5 +14,14 @@ def folder() -> Recipe:
     return Recipe(
         data=Part("folder"),
         net=Part("unet", {"width": 32, "multipliers": (1, 2, 4), "attention": (2,)}),
-        train=Train(steps=20_000, batch=64, lr=5e-4, warmup=500, ema=0.999, preview_every=500, save_every=1000),
+        train=Train(
+            steps=20_000,
+            batch=64,
+            lr=5e-4,
+            warmup=500,
+            ema=0.999,
+            precision="auto",
+            preview_every=500,
+            save_every=1000,
+        ),
     )
