@@ -15,5 +15,6 @@ def circles() -> Recipe:
         data=Part("circles"),
         net=Part("unet_tiny"),
         schedule=Part("linear"),
+        loss=Part("simple", {"weight": "min_snr"}),
         train=Train(steps=2560, batch=16, lr=1e-3, ema=0.995, preview_every=640, save_every=640),
     )

@@ -14,6 +14,7 @@ def folder() -> Recipe:
     return Recipe(
         data=Part("folder"),
         net=Part("unet", {"width": 32, "multipliers": (1, 2, 4), "attention": (2,)}),
+        loss=Part("simple", {"weight": "min_snr"}),
         train=Train(
             steps=20_000,
             batch=64,
