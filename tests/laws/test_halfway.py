@@ -17,6 +17,7 @@ from inkdrop.recipe import Recipe
 from inkdrop.train import halfway
 from inkdrop.train.autoencoder import Against, fit_autoencoder
 from inkdrop.train.classifier import fit_classifier
+from inkdrop.train.record import write_atomically
 from runs import digits
 
 pytestmark = pytest.mark.long
@@ -93,6 +94,35 @@ def test_a_kill_costs_what_came_after_the_last_save(fit: Fit, monkeypatch: pytes
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
+class Killed(BaseException):
+    """What no handler hears."""
+
+
+@pytest.mark.parametrize("at", [1, 2, 21, 22])
+def test_a_kill_within_a_save_leaves_the_one_before(at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of two files each: the first and the second of the first save, and of the eleventh."""
+    classifier(tmp_path / "whole")
+    written = []
+    with monkeypatch.context() as patch:
+        patch.setattr(halfway, "EVERY", 0.0)
+
+        def write(path: Path, content: object) -> None:
+            written.append(path)
+            if len(written) == at:
+                path.with_name(f".{path.name}.part").write_bytes(b"torn")
+                raise Killed
+            write_atomically(path, content)
+
+        patch.setattr(halfway, "write_atomically", write)
+        with pytest.raises(Killed):
+            classifier(tmp_path / "out")
+    seen: list[int] = []
+    classifier(tmp_path / "out", on_progress=lambda done, total, text: seen.append(done))
+    assert seen == ([10, 20] if at < 3 else [20])
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
 @pytest.mark.parametrize("fit", [autoencoder, classifier])
 def test_half_of_another_training_is_refused(fit: Fit, tmp_path: Path) -> None:
     hidden = tmp_path / ".out.halfway"
@@ -102,7 +132,8 @@ def test_half_of_another_training_is_refused(fit: Fit, tmp_path: Path) -> None:
         BadArgument, match=r"\.out\.halfway: is half of another training; remove it, or choose another --out"
     ):
         fit(tmp_path / "out", seed=1)
-    (hidden / "state.safetensors").write_bytes(b"torn")
+    [file] = hidden.glob("*.safetensors")
+    file.write_bytes(b"torn")
     with pytest.raises(BadArgument, match=r"\.out\.halfway: cannot be read \(.*\); remove it to begin again$"):
         fit(tmp_path / "out")
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from inkdrop.errors import BadArgument, Diverged
-from inkdrop.files import replace_folder, tensors, write_json
 from inkdrop.train.interrupt import heed_terminate, hold_interrupts
+from inkdrop.train.record import write_atomically
 
 __all__ = ["Halfway"]
 
@@ -84,27 +84,38 @@ class Halfway:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self) -> None:
+        """Write tensors beside the older ones, then the record that names them: whenever it ends, one pair is whole."""
+        from safetensors.torch import save
+
         if self.folder is None or not self._done:
             return
         held = {f"{name}/{key}": value for name, part in self._parts.items() for key, value in _held(part).items()}
-        spent = self.seconds + time.monotonic() - self._began
+        spent, file = self.seconds + time.monotonic() - self._began, f"state-{self._done:08d}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadArgument(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from None
+        write_atomically(self.folder / file, save({name: value.cpu().contiguous() for name, value in held.items()}))
         record = {"about": self._about, "done": self._done, "seconds": spent}
-        files = {"state.safetensors": tensors(held), "state.json": lambda path: write_json(path, record)}
-        replace_folder(self.folder, files)
+        write_atomically(self.folder / "state.json", record)
+        for old in self.folder.iterdir():
+            if old.name not in (file, "state.json"):
+                old.unlink()
         self._saved = time.monotonic()
 
     def _load(self, folder: Path) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        if not (folder / "state.json").exists():
+            return  # killed in the first save
         try:
             record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            held = load_file(folder / "state.safetensors")
             about, done, seconds = record["about"], int(record["done"]), float(record["seconds"])
+            held = load_file(folder / f"state-{done:08d}.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise BadArgument(
-                f"{folder}: cannot be read ({str(error).splitlines()[0]}); remove it to begin again"
-            ) from None
+            why = str(error).splitlines()[0]
+            raise BadArgument(f"{folder}: cannot be read ({why}); remove it to begin again") from None
         if about != self._about:
             raise BadArgument(f"{folder}: is half of another training; remove it, or choose another --out")
         for name, part in self._parts.items():
