@@ -9,7 +9,10 @@ from torch import Tensor
 
 from inkdrop.core.cond import Cond
 
-__all__ = ["Data", "Forward"]
+__all__ = ["FEW", "Data", "Forward"]
+
+FEW = 100
+"""With fewer held-out samples than this, the nearest 1 % of them is merely the nearest one."""
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from inkdrop.core.dataset import FEW
 from inkdrop.data.columns import settings_for, table_of
 from inkdrop.data.folder import HOLDOUT, divide
 from inkdrop.data.form import Wish, infer, listing, suggested_size
@@ -23,8 +24,6 @@ from inkdrop.data.store import Problem, Store, open_store
 from inkdrop.errors import BadArgument, BadData
 
 __all__ = ["Survey", "survey"]
-
-_FEW = 100  # held-out images, of which the nearest 1 % are told apart
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,9 @@ class Survey:
 
     def _few(self) -> str:
         """A word on scores that will rest on a handful of images."""
-        if self.splits.get("test", 0) >= _FEW or not self.splits.get("train"):
+        if self.splits.get("test", 0) >= FEW or not self.splits.get("train"):
             return ""
-        return f" (with fewer than {_FEW} held out, scores say little, of copies above all)"
+        return f" (with fewer than {FEW} held out, scores say little, of copies above all)"
 
     def _table(self) -> list[str]:
         """The lines about its table."""

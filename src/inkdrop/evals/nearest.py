@@ -13,10 +13,7 @@ from inkdrop.core.dataset import Data
 from inkdrop.errors import BadArgument
 from inkdrop.evals.stream import chunk_rows, chunks
 
-__all__ = ["FEW", "Copies", "Near", "copy_threshold", "nearest"]
-
-FEW = 100
-"""With fewer held-out images than this, their 1st percentile is merely the nearest of them."""
+__all__ = ["Copies", "Near", "copy_threshold", "nearest"]
 
 
 class Near(NamedTuple):

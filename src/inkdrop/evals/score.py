@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from inkdrop.core.check import check_range, check_state
-from inkdrop.core.dataset import Data
+from inkdrop.core.dataset import FEW, Data
 from inkdrop.core.noise import normal
 from inkdrop.errors import BadArgument, BadShape, InkdropError
 from inkdrop.evals.classifier import Classifier
 from inkdrop.evals.features import Features, Pixels
 from inkdrop.evals.interval import estimate, frechet_error
 from inkdrop.evals.judge import Judge
-from inkdrop.evals.nearest import FEW, Copies, nearest
+from inkdrop.evals.nearest import Copies, nearest
 from inkdrop.evals.pool import MOST, Meter, Pool
 from inkdrop.evals.shelf import Seen, Shelf, kept, look
 from inkdrop.evals.stream import Progress, chunk_rows, cut, subset

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from inkdrop.errors import BadArgument, Diverged
 from inkdrop.train.interrupt import heed_terminate, hold_interrupts
 from inkdrop.train.record import write_atomically
+from inkdrop.train.state import moments, parted
 
 __all__ = ["Halfway"]
 
@@ -79,7 +80,7 @@ class Halfway:
                 self._save()
 
     def drop(self) -> None:
-        """Forget what was kept, as all is written."""
+        """Forget what was kept."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -128,16 +129,12 @@ def _held(part: Part) -> dict[str, Tensor]:
     """What a part has learned, by name."""
     if isinstance(part, nn.Module):
         return dict(part.state_dict())
-    state = part.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+    return moments(part)
 
 
 def _fill(part: Part, held: Mapping[str, Tensor]) -> None:
     if isinstance(part, nn.Module):
         part.load_state_dict(dict(held))
         return
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in held.items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = value
-    part.load_state_dict({"state": moments, "param_groups": part.state_dict()["param_groups"]})
+    state = {int(index): entry for index, entry in parted(held).items()}
+    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})

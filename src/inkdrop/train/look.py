@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inkdrop.core.dataset import Data, Forward
-from inkdrop.evals.nearest import FEW, Copies, nearest
+from inkdrop.core.dataset import FEW, Data, Forward
+from inkdrop.evals.nearest import Copies, nearest
 
 __all__ = ["advise", "colours", "colours_of", "copies", "copies_text", "drift", "drift_text"]
 

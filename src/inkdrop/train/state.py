@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from inkdrop.train.shard import own, placed, whole
 if TYPE_CHECKING:
     from inkdrop.train.trainer import Trainer
 
-__all__ = ["finite", "load_state", "newest_good", "prune", "save_state"]
+__all__ = ["finite", "load_state", "moments", "newest_good", "parted", "prune", "save_state"]
 
 
 def finite(trainer: Trainer) -> bool:
@@ -34,17 +35,28 @@ def finite(trainer: Trainer) -> bool:
     return not trainer.ranks.most(int(not fine))
 
 
+def moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each weight, as INDEX.NAME."""
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
+def parted(held: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by what their names begin with, up to the first point."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in held.items():
+        first, _, rest = key.partition(".")
+        parts.setdefault(first, {})[rest] = value
+    return parts
+
+
 def save_state(trainer: Trainer, path: Path) -> None:
     """Write a checkpoint of everything, whole or not at all; rank 0 does, and all ranks hear of a failure.
 
     Raises:
         BadArgument: a tensor is not finite, or it cannot be written.
     """
-    tensors = {
-        f"{index}.{name}": value
-        for index, entry in trainer.optimiser.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
+    tensors = moments(trainer.optimiser)
     tensors |= {f"draws.{name}": value for name, value in trainer.draws.state_dict().items()}
     if trainer.powers is not None:
         tensors |= {f"powers.{name}": value for name, value in trainer.powers.state_dict().items()}
@@ -84,20 +96,17 @@ def load_state(trainer: Trainer, folder: Path) -> None:
         )
     load_weights(trainer.denoiser.net, folder / "raw.safetensors", placed)
     load_weights(trainer.ema.net, folder / "net.safetensors", placed)
-    held: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(folder / "state.safetensors").items():
-        index, _, name = key.partition(".")
-        held.setdefault(index, {})[name] = value
+    held = parted(load_file(folder / "state.safetensors"))
     trainer.draws.load_state_dict(held.pop("draws", {}))
     powers, weights = held.pop("powers", {}), list(trainer.denoiser.net.parameters())
     if trainer.powers is not None:
         trainer.powers.load_state_dict(powers)
-    moments = {
+    state = {
         int(index): {name: placed(value, weights[int(index)]) for name, value in entry.items()}
         for index, entry in held.items()
     }
     groups = trainer.optimiser.state_dict()["param_groups"]
-    trainer.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+    trainer.optimiser.load_state_dict({"state": state, "param_groups": groups})
     for weight, entry in trainer.optimiser.state.items():  # the fused kernel takes moments in the layout of the weight
         for name, value in entry.items():
             if value.shape == weight.shape:
